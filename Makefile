@@ -1,0 +1,46 @@
+# `make help` lists what there is. Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# mypy cannot follow an editable install whose folders are mapped, so it reads this picture of the package.
+TYPES := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint test-gpu test-slow bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## create .venv and install longconv with every tested version
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## train, distil and generate with a small Hyena language model (about 6 minutes)
+	$(BIN)/longconv demo
+
+test: lint  ## lint, types and the whole test suite
+	$(BIN)/pytest -m "not slow and not gpu and not network"
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/longconv
+	@ln -s $(CURDIR)/longconv/* $(CURDIR)/kernels $(CURDIR)/tasks $(CURDIR)/experiments $(TYPES)/longconv/
+	MYPYPATH=$(TYPES) $(BIN)/mypy -p longconv
+
+test-slow: $(STAMP)  ## tests that take more than a minute each
+	$(BIN)/pytest -m slow
+
+test-gpu: $(STAMP)  ## tests that need a GPU
+	$(BIN)/pytest -m gpu
+
+bench: $(STAMP)  ## every benchmark, appended to experiments/benchmarks/results/*.csv
+	$(BIN)/longconv bench fftconv
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
