@@ -1,0 +1,39 @@
+"""Fixtures of the whole suite: fixed seeds, poisoned memory, the Triton interpreter where there is no GPU."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+# No test may reach a hub: data and models are generated or read from local folders.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill `torch.empty` and friends with NaN, so that an element nobody wrote is seen."""
+
+    def poison(make):
+        def wrapped(*args, **kwargs):
+            out = make(*args, **kwargs)
+            if torch.compiler.is_compiling() or out.device.type == "meta":
+                return out
+            return out.fill_(float("nan")) if out.is_floating_point() or out.is_complex() else out
+
+        return wrapped
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
