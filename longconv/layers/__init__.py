@@ -1,1 +1,34 @@
-"""placeholder"""
+"""Sequence mixers, channels last: `layer(x (B, L, D), mask=, state=, return_state=) -> y`, `init_state`, `step`.
+
+One file each, all under the contract of `base.Mixer`; `long_conv.py` runs a long filter in parallel or as a stream, and
+`convert.py` loads published weights. A mixer is not a block: norms, MLPs and residuals are in `longconv.models`.
+"""
+
+from typing import Any
+
+from .attention import Attention
+from .base import Mixer
+from .convert import load_safari_state_dict
+from .hyena import Hyena
+
+#: Every mixer that a model's pattern can name.
+LAYERS: dict[str, type[Mixer]] = {"attention": Attention, "hyena": Hyena}
+
+
+def check_mixer(name: str) -> None:
+    """Raise ValueError, listing what there is, unless `name` is in `LAYERS`."""
+    if name not in LAYERS:
+        raise ValueError(f"unknown mixer {name!r}; known: {', '.join(sorted(LAYERS))}")
+
+
+def build_layer(name: str, channels: int, max_length: int | None = None, **options: Any) -> Mixer:
+    """Build a mixer by name; `options` are those of its class.
+
+    Raises:
+        ValueError: unknown name, or options that do not fit.
+    """
+    check_mixer(name)
+    return LAYERS[name](channels, max_length, **options)
+
+
+__all__ = ["LAYERS", "Attention", "Hyena", "Mixer", "build_layer", "check_mixer", "load_safari_state_dict"]

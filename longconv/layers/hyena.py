@@ -1,0 +1,149 @@
+"""The Hyena operator (Poli et al. 2023, "Hyena Hierarchy: Towards Larger Convolutional Language Models", section 3)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longconv.filters import build_filter
+from longconv.kernels.shortconv import short_conv, short_conv_step
+from longconv.state import LayerState
+
+from .base import Mixer
+from .long_conv import HistoryState, RecurrentState, init_long_state, is_recurrent, long_conv, long_conv_step
+
+
+@dataclass
+class HyenaState(LayerState):
+    """`short`: (B, (n+1) D, K-1) last inputs of the short convolution. `long`: one state per long filter."""
+
+    short: Tensor
+    long: tuple[HistoryState | RecurrentState, ...]
+
+
+class Hyena(Mixer):
+    """A recurrence of gates and long convolutions, of order n (equation 4 of the paper):
+
+        x_0, ..., x_{n-1}, v = short_conv(in_proj(x))
+        v <- h_i * (x_i v) + skip_i (x_i v)             for i = n-1, ..., 1
+        y = out_proj(x_0 v)
+
+    Here `*` is the causal convolution with the long filter of stage i. Stage i = n-1 uses `long_filters[0]`.
+
+    Args:
+        channels: D.
+        max_length: the longest sequence; may be None if the filter has no limit of its own (`"modal"`).
+        order: n >= 2; there are n - 1 long filters.
+        filter: of every stage, as `longconv.filters.build_filter` takes it: `"hyena"`, or
+            `{"name": "modal", "order": N}` for one that also runs as a recurrence.
+        short_kernel: taps of the short depthwise convolution.
+        dropout: probability of dropping an element of x_i v.
+
+    Raises:
+        ValueError: order < 2, short_kernel < 1, or a filter that does not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        max_length: int | None = None,
+        *,
+        order: int = 2,
+        filter: str | dict[str, Any] = "hyena",
+        short_kernel: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(channels, max_length)
+        if order < 2:
+            raise ValueError(f"order must be at least 2, got {order}")
+        if short_kernel < 1:
+            raise ValueError(f"short_kernel must be at least 1, got {short_kernel}")
+        self.order = order
+        self.in_proj = nn.Linear(channels, (order + 1) * channels)
+        self.short_weight = nn.Parameter(torch.empty((order + 1) * channels, short_kernel))
+        self.short_bias = nn.Parameter(torch.empty((order + 1) * channels))
+        self.long_filters = nn.ModuleList(build_filter(filter, channels, max_length) for _ in range(order - 1))
+        self.skip = nn.Parameter(torch.empty(order - 1, channels))
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise this module's own parameters: the short taps as `torch.nn.Conv1d` does, the skip ~ N(0, 1)."""
+        bound = self.short_weight.shape[1] ** -0.5
+        nn.init.uniform_(self.short_weight, -bound, bound)
+        nn.init.uniform_(self.short_bias, -bound, bound)
+        nn.init.normal_(self.skip)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        state: HyenaState | None = None,
+        return_state: bool = False,
+    ) -> Any:
+        """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
+        mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
+        u = self.in_proj(x).mT
+        # The projections have biases, so padding is not zero by itself, neither here nor behind the short convolution.
+        keep = None if mask is None else mask[:, None]
+        u = u if keep is None else u * keep
+        short = None if state is None else state.short
+        u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
+        *gates, v = u.chunk(self.order + 1, dim=1)
+        dropping = self.training and self.dropout.p > 0
+        long: list[Any] = []
+        for stage, filter in enumerate(self.long_filters):
+            gate = gates[self.order - 1 - stage]
+            if keep is not None:
+                v = v * keep
+            if dropping:
+                v = self.dropout(gate * v)
+            v, after = long_conv(
+                filter,
+                v,
+                self.skip[stage],
+                pre_gate=None if dropping else gate,
+                post_gate=gates[0] if stage == self.order - 2 else None,
+                state=None if state is None else state.long[stage],
+                return_state=return_state,
+            )
+            long.append(after)
+        y = self.out_proj(v.mT)
+        if not return_state:
+            return y
+        return y, HyenaState((state.position if state is not None else 0) + x.shape[1], short, tuple(long))
+
+    def init_state(
+        self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> HyenaState:
+        """Return the state before the first sample; see `Mixer.init_state`. Filters stay on their own device."""
+        weight = self.in_proj.weight
+        dtype = dtype or weight.dtype
+        width, K = self.short_weight.shape
+        short = torch.zeros(batch_size, width, K - 1, dtype=dtype, device=device or weight.device)
+        return HyenaState(0, short, tuple(init_long_state(filter, batch_size, dtype) for filter in self.long_filters))
+
+    def step(self, x_t: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
+        """Mix one sample; see `Mixer.step`. O(1) in the context if the filters are recurrent, else one dot product."""
+        self.check_step(x_t, state)
+        u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
+        *gates, v = u.chunk(self.order + 1, dim=1)
+        long = []
+        for stage, filter in enumerate(self.long_filters):
+            v = self.dropout(gates[self.order - 1 - stage] * v)
+            v, after = long_conv_step(filter, v, self.skip[stage], state.long[stage])
+            long.append(after)
+        return self.out_proj(v * gates[0]), HyenaState(state.position + 1, short, tuple(long))
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether `step` costs the same however long the context is."""
+        return all(is_recurrent(filter) for filter in self.long_filters)
+
+    def extra_repr(self) -> str:
+        """The sizes, for `print(model)`."""
+        return f"channels={self.channels}, order={self.order}, max_length={self.max_length}"

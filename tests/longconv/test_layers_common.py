@@ -1,0 +1,262 @@
+"""The contract of every mixer: whole == chunks == steps, exact padding, limits, gradients, dtypes, states."""
+
+import pytest
+import torch
+from numerics import assert_close
+
+from longconv.layers import LAYERS, build_layer
+from longconv.state import Constant, GrowingBuffer, map_tensors
+
+D, M = 16, 24
+VARIANTS = {
+    "hyena": ("hyena", {"filter": {"name": "hyena", "emb_dim": 5, "order": 8, "w": 3.0}}),
+    "hyena-order3": ("hyena", {"order": 3, "short_kernel": 4}),
+    "hyena-modal": ("hyena", {"filter": {"name": "modal", "order": 4}}),
+    "attention": ("attention", {"num_heads": 2}),
+}
+variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def make(variant, max_length=M, **options):
+    name, defaults = VARIANTS[variant]
+    return build_layer(name, D, max_length, **{**defaults, **options})
+
+
+def run_chunks(layer, x, sizes, mask=None):
+    state, outputs, start = None, [], 0
+    for size in sizes:
+        piece = slice(start, start + size)
+        y, state = layer(x[:, piece], mask=None if mask is None else mask[:, piece], state=state, return_state=True)
+        outputs.append(y)
+        start += size
+    return torch.cat(outputs, 1), state
+
+
+def run_steps(layer, x, state=None):
+    state = layer.init_state(x.shape[0]) if state is None else state
+    outputs = []
+    for x_t in x.unbind(1):
+        y, state = layer.step(x_t, state)
+        outputs.append(y)
+    return torch.stack(outputs, 1), state
+
+
+def test_every_layer_is_tested():
+    assert {name for name, _ in VARIANTS.values()} == set(LAYERS)
+
+
+@variants
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("L", [1, 2, 7, 24])
+def test_chunks_and_steps_equal_the_whole(variant, L, grad):
+    layer, x = make(variant), torch.randn(3, L, D)
+    with torch.set_grad_enabled(grad):
+        whole = layer(x).double()
+        for sizes in {(L,), (1, L - 1), (L - 1, 1), (L // 2, L - L // 2), (1,) * L}:
+            y, state = run_chunks(layer, x, [s for s in sizes if s])
+            assert_close(y, whole, torch.float32, name=f"chunks {sizes}")
+            assert state.position == L
+        y, state = run_steps(layer, x)
+        assert_close(y, whole, torch.float32, name="steps")
+        assert state.position == L
+
+
+@variants
+def test_steps_continue_a_prefill_and_a_state_can_be_used_twice(variant):
+    layer, x, other = make(variant), torch.randn(2, 20, D), torch.randn(2, 20, D)
+    other[:, :9] = x[:, :9]
+    with torch.no_grad():
+        _, state = layer(x[:, :9], return_state=True)
+        _, state = layer.step(x[:, 9], layer(x[:, :9], return_state=True)[1])  # leaves room behind the buffers
+        expected = layer(x)[:, 10:]
+        branch = torch.cat([x[:, :10], other[:, 10:]], 1)
+        first, _ = run_steps(layer, x[:, 10:], state)
+        second, _ = run_steps(layer, other[:, 10:], state)
+        chunk, _ = layer(x[:, 10:], state=state, return_state=True)
+    assert_close(first, expected.double(), torch.float32)
+    assert_close(second, layer(branch)[:, 10:].double(), torch.float32)
+    assert_close(chunk, expected.double(), torch.float32)
+
+
+@variants
+def test_it_is_causal(variant):
+    layer, x = make(variant), torch.randn(2, 20, D)
+    changed = x.clone()
+    changed[:, 12:] += 1
+    assert_close(layer(changed)[:, :12], layer(x)[:, :12].double(), torch.float32)
+    assert not torch.allclose(layer(changed)[:, 12], layer(x)[:, 12])
+
+
+@variants
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_exact(variant, side, dtype):
+    layer, lengths, L = make(variant), [20, 13, 1], 20
+    x, mask = torch.full((3, L, D), 7.0), torch.zeros(3, L, dtype=dtype)
+    for row, length in enumerate(lengths):
+        real = slice(L - length, L) if side == "left" else slice(0, length)
+        x[row, real], mask[row, real] = torch.randn(length, D), 1
+    y = layer(x, mask=mask)
+    assert y.isfinite().all()
+    for row, length in enumerate(lengths):
+        keep = mask[row].bool()
+        assert_close(y[row, keep], layer(x[row, keep][None])[0].double(), torch.float32, name=f"length {length}")
+
+
+@variants
+def test_left_padding_carries_over_to_chunks_and_steps(variant):
+    layer, lengths, L = make(variant), [20, 13, 4], 20
+    x, mask = torch.randn(3, L, D), torch.zeros(3, L, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        mask[row, L - length :] = True
+    with torch.no_grad():
+        y, state = run_chunks(layer, x, [9, 7, 2], mask)  # the last row is all padding in the first chunk
+        tail, _ = run_steps(layer, x[:, 18:], state)
+        y = torch.cat([y, tail], 1)
+        for row in range(3):
+            assert_close(y[row, mask[row]], layer(x[row, mask[row]][None])[0].double(), torch.float32)
+        # A first chunk without padding, then one with a mask of ones.
+        y, state = layer(x[:, :9], return_state=True)
+        y, _ = layer(x[:, 9:], mask=torch.ones(3, 11), state=state, return_state=True)
+        assert_close(y, layer(x)[:, 9:].double(), torch.float32)
+
+
+@variants
+def test_errors_name_the_cause(variant):
+    layer, x = make(variant), torch.randn(2, M, D)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer(torch.randn(2, M + 1, D))
+    _, state = layer(x, return_state=True)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer(x[:, :1], state=state)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer.step(x[:, 0], state)
+    with pytest.raises(ValueError, match="at least 1"):
+        layer(x[:, :0])
+    with pytest.raises(ValueError, match="x must be"):
+        layer(torch.randn(2, 5, D + 1))
+    with pytest.raises(ValueError, match="x_t must be"):
+        layer.step(torch.randn(2, D + 1), layer.init_state(2))
+    with pytest.raises(ValueError, match="mask must be"):
+        layer(x, mask=torch.ones(2, M - 1))
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        layer(x, cu_seqlens=torch.tensor([0, M]))
+    right = torch.ones(2, M, dtype=torch.bool)
+    right[1, -1] = False
+    layer(x, mask=right)
+    with pytest.raises(ValueError, match="pads on the right"):
+        layer(x, mask=right, return_state=True)
+
+
+@variants
+def test_gradients_reach_every_parameter_also_through_a_state(variant):
+    layer, x = make(variant), torch.randn(2, 12, D, requires_grad=True)
+    reference = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
+    assert all(g.isfinite().all() and g.any() for g in reference)
+    for y in (run_chunks(layer, x, [5, 7])[0], run_steps(layer, x)[0]):
+        for got, expected in zip(
+            torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]), reference, strict=True
+        ):
+            assert_close(got, expected.double(), torch.float32)
+
+
+@variants
+def test_detached_state_allows_truncated_backpropagation(variant):
+    layer, x = make(variant), torch.randn(2, 12, D)
+    y, state = layer(x[:, :6], return_state=True)
+    y.sum().backward()
+    y, _ = layer(x[:, 6:], state=state.detach(), return_state=True)
+    y.sum().backward()
+
+
+@variants
+def test_gradcheck(variant):
+    name, defaults = VARIANTS[variant]
+    layer = build_layer(name, 4, 6, **{**defaults, **({"num_heads": 1} if name == "attention" else {})}).double()
+    x = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: layer(x), x)
+
+
+@variants
+def test_bfloat16(variant):
+    layer, x = make(variant), torch.randn(2, 20, D)
+    expected = layer(x)
+    layer, x = layer.bfloat16(), x.bfloat16()
+    assert all(p.dtype == torch.float32 for f in layer.long_filters for p in f.parameters() if variant != "hyena-modal")
+    with torch.no_grad():
+        y = layer(x)
+        assert y.dtype == torch.bfloat16
+        assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
+        for streamed in (run_chunks(layer, x, [7, 13])[0], run_steps(layer, x)[0]):
+            assert streamed.dtype == torch.bfloat16
+            assert torch.linalg.vector_norm(streamed - expected) < 0.1 * torch.linalg.vector_norm(expected)
+
+
+@variants
+def test_autocast(variant):
+    layer, x = make(variant), torch.randn(2, 20, D)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        for y in (layer(x), run_chunks(layer, x, [7, 13])[0], run_steps(layer, x)[0]):
+            assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
+
+
+@variants
+def test_states_follow_the_batch(variant):
+    layer, x = make(variant), torch.randn(3, 12, D)
+    mask = torch.ones(3, 8, dtype=torch.bool)
+    mask[1, :3] = False
+    with torch.no_grad():
+        _, state = layer(x[:, :8], mask=mask, return_state=True)
+        expected, _ = run_steps(layer, x[:, 8:], state)
+        rows = torch.tensor([2, 0, 0, 1])
+        y, _ = run_steps(layer, x[rows, 8:], state.index_select(rows))
+        assert_close(y, expected[rows].double(), torch.float32)
+        y, _ = run_steps(layer, x.repeat_interleave(2, 0)[:, 8:], state.batch_repeat_interleave(2))
+        assert_close(y, expected.repeat_interleave(2, 0).double(), torch.float32)
+        y, _ = run_steps(layer, x[:, 8:], state.to("cpu"))
+        assert torch.equal(y, expected)
+
+
+@variants
+def test_inference_mode_states(variant):
+    layer, x = make(variant), torch.randn(2, 12, D)
+    expected = layer(x)
+    with torch.inference_mode():
+        _, state = layer(x[:, :8], return_state=True)
+        y, state = layer.step(x[:, 8], state)
+    with torch.no_grad():
+        y, state = layer.step(x[:, 9], state)
+    assert_close(y, expected[:, 9].double(), torch.float32)
+
+
+def test_unknown_mixer():
+    with pytest.raises(ValueError, match=r"unknown mixer 'mamba'; known: attention, hyena$"):
+        build_layer("mamba", 8)
+
+
+def test_growing_buffer_shares_storage_only_while_nobody_has_written_behind_it():
+    buffer = GrowingBuffer(torch.zeros(2, 3, 0), dim=-1)
+    with torch.no_grad():
+        contents, copies, storage = [], 0, None
+        for i in range(100):
+            buffer = buffer.append(torch.full((2, 3, 1), float(i)))
+            contents.append(float(i))
+            copies += buffer.view.data_ptr() != storage
+            storage = buffer.view.data_ptr()
+            assert torch.equal(buffer.view[0, 0], torch.tensor(contents))
+        assert copies < 10
+        a, b = buffer.append(torch.ones(2, 3, 1)), buffer.append(-torch.ones(2, 3, 1))
+        assert a.view[0, 0, -1] == 1
+        assert b.view[0, 0, -1] == -1
+        moved = buffer.map(lambda t: t.index_select(0, torch.tensor([1])))
+        assert moved.append(torch.ones(1, 3, 2)).view.shape == (1, 3, 102)
+
+
+def test_constants_are_not_reordered():
+    state = {"a": torch.arange(3), "b": Constant(torch.arange(3)), "c": [None, "text", 4]}
+    doubled = map_tensors(state, lambda t: 2 * t)
+    assert torch.equal(doubled["a"], 2 * torch.arange(3))
+    assert torch.equal(doubled["b"].value, torch.arange(3))
+    assert doubled["c"] == [None, "text", 4]
+    assert torch.equal(map_tensors(state, lambda t: 2 * t, constants=True)["b"].value, 2 * torch.arange(3))
