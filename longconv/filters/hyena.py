@@ -4,6 +4,7 @@ import itertools
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Filter, filter_dtype
@@ -101,11 +102,15 @@ class HyenaFilter(Filter):
         """
         if not 1 <= L <= self.max_length:
             raise ValueError(f"L must be in 1..max_length = {self.max_length}, got {L}")
+        # Every sine amplifies rounding errors by about w: in float32 the published w = 14 loses two digits, and a short
+        # kernel (another GEMM path) no longer equals the beginning of a longer one. The hidden layers are small.
+        wide = self.z.dtype if self.z.device.type == "mps" else torch.float64
         with torch.autocast(self.z.device.type, enabled=False):
-            x = self.z[:L]
-            for linear in self.mlp[:-1]:
-                x = torch.sin(self.freq * linear(x))
-            h = self.mlp[-1](x).mT
+            x = self.z[:L].to(wide)
+            for hidden in self.mlp[:-1]:
+                assert isinstance(hidden, nn.Linear)
+                x = torch.sin(self.freq.to(wide) * F.linear(x, hidden.weight.to(wide), hidden.bias.to(wide)))
+            h = self.mlp[-1](x.to(self.z.dtype)).mT
             if self.modulate:
                 t = torch.arange(L, dtype=h.dtype, device=h.device) / max(self.max_length - 1, 1)
                 h = h * (torch.exp(-t * self.deltas.abs()[:, None]) + self.shift)
