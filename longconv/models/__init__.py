@@ -1,1 +1,29 @@
-"""placeholder"""
+"""Models in the Hugging Face ecosystem, and the only place that imports its model classes.
+
+Importing this package registers them with the Auto classes: `AutoModelForCausalLM.from_pretrained(folder)` just works.
+`configuration.py` -> `modeling.py` (blocks, backbone) -> `heads.py`; `cache.py` is what `generate()` carries along.
+"""
+
+try:
+    import transformers
+except ImportError as error:
+    raise ImportError("longconv.models needs transformers: pip install 'longconv[train]'") from error
+
+from .cache import LongConvCache
+from .configuration import LongConvConfig
+from .heads import LongConvForCausalLM, LongConvForSequenceClassification
+from .modeling import LongConvModel, LongConvPreTrainedModel
+
+transformers.AutoConfig.register(LongConvConfig.model_type, LongConvConfig)
+transformers.AutoModel.register(LongConvConfig, LongConvModel)
+transformers.AutoModelForCausalLM.register(LongConvConfig, LongConvForCausalLM)
+transformers.AutoModelForSequenceClassification.register(LongConvConfig, LongConvForSequenceClassification)
+
+__all__ = [
+    "LongConvCache",
+    "LongConvConfig",
+    "LongConvForCausalLM",
+    "LongConvForSequenceClassification",
+    "LongConvModel",
+    "LongConvPreTrainedModel",
+]

@@ -1,0 +1,141 @@
+"""What stands on the backbone: a language model that generates, and a sequence classifier."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .cache import LongConvCache
+from .configuration import LongConvConfig
+from .modeling import LongConvModel, LongConvPreTrainedModel
+
+
+class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
+    """A language model; `generate()` carries the layers' streaming states as its cache.
+
+    Batches of prompts are padded on the left, with an `attention_mask`. Distilled (modal) layers decode a token in time
+    and memory that do not depend on the context; all others decode exactly from what they have seen.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True  # the Trainer gives num_items_in_batch
+
+    def __init__(self, config: LongConvConfig) -> None:
+        super().__init__(config)
+        self.model = LongConvModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: LongConvCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at every position; the arguments of `LongConvModel.forward`, and:
+
+        Args:
+            labels: (B, L) token ids, -100 where there is no loss. They are shifted here: give the input again.
+            logits_to_keep: give the logits of the last so many positions only; 0 for all.
+            num_items_in_batch: what to divide the summed loss by (gradient accumulation); None for its own count.
+
+        Returns:
+            `loss` (scalar, mean cross-entropy in nats), `logits` (B, L, V), `past_key_values`, `hidden_states`.
+
+        Raises:
+            ValueError: see `LongConvModel.forward`; or `labels` together with `logits_to_keep`.
+        """
+        if labels is not None and logits_to_keep:
+            raise ValueError("labels need the logits of every position: logits_to_keep must be 0")
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, num_items_in_batch=num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # generate() would make a cache of keys and values; ours has to exist before it prefills in chunks.
+        if generation_config.cache_implementation is not None:
+            raise ValueError("cache_implementation: LongConvForCausalLM has one kind of cache, LongConvCache")
+        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = LongConvCache(self.config.num_hidden_layers)
+
+
+class LongConvForSequenceClassification(LongConvPreTrainedModel):
+    """A linear classifier on the pooled hidden states of the real tokens (`config.classifier_pooling`)."""
+
+    def __init__(self, config: LongConvConfig) -> None:
+        super().__init__(config)
+        self.model = LongConvModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify sequences.
+
+        Args:
+            input_ids: (B, L) int64; or else `inputs_embeds`.
+            attention_mask: (B, L), nonzero for real tokens, at least one in a row; None if all are.
+            inputs_embeds: (B, L, D).
+            labels: (B,) int64 classes, or floats for regression and multi-label classification (`problem_type`).
+            output_hidden_states: see `LongConvModel.forward`.
+
+        Returns:
+            `loss` (scalar), `logits` (B, num_labels), `hidden_states`.
+
+        Raises:
+            ValueError: see `LongConvModel.forward`.
+        """
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.score(_pool(out.last_hidden_state, attention_mask, self.config.classifier_pooling))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
+
+
+def _pool(x: Tensor, mask: Tensor | None, how: str) -> Tensor:
+    """Pool x (B, L, D) over the real positions of mask (B, L) to (B, D)."""
+    if mask is None:
+        return x[:, -1] if how == "last" else x.mean(1)
+    mask = mask.bool()
+    if how == "last":
+        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
+        return x[torch.arange(x.shape[0], device=x.device), last]
+    # where, not a product: nothing is promised about padded positions, not even that they are finite.
+    return x.where(mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

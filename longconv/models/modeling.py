@@ -1,0 +1,209 @@
+"""The backbone: token embedding, pre-norm blocks of a mixer and an MLP, final norm. Heads are in `heads.py`."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GradientCheckpointingLayer, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from longconv.layers import build_layer
+
+from .cache import LongConvCache
+from .configuration import LongConvConfig
+
+
+class MLP(nn.Module):
+    """`down(silu(a) * b)` with `a, b = up(x)` (Shazeer 2020, "GLU variants"), or `down(gelu(up(x)))`."""
+
+    def __init__(self, config: LongConvConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.gated = config.activation == "swiglu"
+        self.up = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        x = self.up(x)
+        if self.gated:
+            a, b = x.chunk(2, dim=-1)
+            return self.down(F.silu(a) * b)
+        return self.down(F.gelu(x))
+
+
+class LongConvBlock(GradientCheckpointingLayer):
+    """`x <- x + mixer(norm(x)); x <- x + mlp(norm(x))`."""
+
+    def __init__(self, config: LongConvConfig, layer: int) -> None:
+        super().__init__()
+        name, options = config.mixer_of(layer)
+        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mixer = build_layer(name, config.hidden_size, **options)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+        # Read by `_init_weights`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it), and
+        # hands off the filters.
+        for linear in (self.mixer.out_proj, self.mlp.down):
+            linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5  # type: ignore[union-attr]
+        for module in self.mixer.long_filters.modules():
+            module._has_own_init = True  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: Any = None, return_state: bool = False) -> Any:
+        """Map x (B, L, D) to (B, L, D), or to that and the mixer's state with `return_state`; see `Mixer.forward`."""
+        mixed = self.mixer(self.mixer_norm(x), mask=mask, state=state, return_state=return_state)
+        mixed, state = mixed if return_state else (mixed, None)
+        x = self._finish(x, mixed)
+        return (x, state) if return_state else x
+
+    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Map one token x_t (B, D) to (B, D) and the next state."""
+        mixed, state = self.mixer.step(self.mixer_norm(x_t), state)
+        return self._finish(x_t, mixed), state
+
+    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class LongConvPreTrainedModel(PreTrainedModel):
+    """Initialisation and loading, common to the backbone and the heads."""
+
+    config: LongConvConfig
+    config_class = LongConvConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LongConvBlock"]  # noqa: RUF012 (the type transformers declares)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"long_filters"}  # noqa: RUF012
+    _supports_sdpa = True
+    _is_stateful = True  # no assisted generation: a recurrence cannot take tokens back
+
+    def post_init(self) -> None:
+        """Initialise, and remember the optimiser options that modules marked on their parameters."""
+        super().post_init()
+        self._optim_marks = {name: p._optim for name, p in self.named_parameters() if hasattr(p, "_optim")}
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, as in `PreTrainedModel`, and mark the loaded parameters as the built ones were."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.mark_parameters()
+        return loaded
+
+    def mark_parameters(self) -> None:
+        """Put `param._optim` back, which whatever replaces parameters (loading, `copy.deepcopy`) loses."""
+        parameters = dict(self.named_parameters())
+        for name, options in self._optim_marks.items():
+            if name in parameters and not hasattr(parameters[name], "_optim"):
+                parameters[name]._optim = options  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers calls this on new models and on checkpoints with missing weights; there it makes torch.nn.init
+        # skip what was loaded, which it flags, but it knows nothing of a module's own reset_parameters.
+        if getattr(module, "_has_own_init", False) or hasattr(module, "long_filters"):
+            tensors = [*module.named_parameters(), *module.named_buffers()]
+            loaded = {name: t.clone() for name, t in tensors if getattr(t, "_is_hf_initialized", False)}
+            if len(loaded) < len(tensors) and hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+                for name, tensor in tensors:
+                    if name in loaded:
+                        tensor.copy_(loaded[name])
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=getattr(module, "_init_std", self.config.initializer_range))
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+class LongConvModel(LongConvPreTrainedModel):
+    """The backbone: (B, L) token ids -> (B, L, D) hidden states."""
+
+    def __init__(self, config: LongConvConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LongConvBlock(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: LongConvCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPast:
+        """Run the stack over a sequence, or over the next tokens of one.
+
+        Args:
+            input_ids: (B, L) int64; or else `inputs_embeds`.
+            attention_mask: (B, L), or (B, seen + L) with a cache; nonzero for real tokens.
+            past_key_values: the cache of the tokens before, updated in place.
+            inputs_embeds: (B, L, D).
+            use_cache: return a cache, `past_key_values` or a new one. Default: if `past_key_values` is given.
+            output_hidden_states: also return the input of every block and the final output, (B, L, D) each.
+
+        Raises:
+            ValueError: not exactly one input is given, a wrong shape, more tokens than a mixer's `max_length`, padding
+                on the right with a cache, a cache of another kind, or a cache with gradient checkpointing.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        L = x.shape[1]
+        use_cache = past_key_values is not None if use_cache is None else use_cache
+        if past_key_values is not None and (not use_cache or not isinstance(past_key_values, LongConvCache)):
+            raise ValueError("past_key_values must be a LongConvCache, and use_cache not False")
+        cache = LongConvCache(len(self.layers)) if use_cache and past_key_values is None else past_key_values
+        if cache is not None and self.gradient_checkpointing and self.training:
+            raise ValueError("use_cache needs gradient checkpointing to be off")
+        x = self.dropout(x)
+        hidden: list[Tensor] = []
+        # The token loop: nothing here grows with the context, and the mask of a new token is known to be one.
+        step = cache is not None and L == 1 and cache.seen_tokens > 0 and not cache.may_be_padding
+        mask = None if step else self._chunk_mask(attention_mask, x, cache)
+        x = x[:, 0] if step else x
+        for i, block in enumerate(self.layers):
+            if output_hidden_states:
+                hidden.append(x)
+            if cache is None:
+                x = block(x, mask=mask)
+            elif step:
+                x, cache.states[i] = block.step(x, cache.states[i])  # type: ignore[operator]
+            else:
+                x, cache.states[i] = block(x, mask=mask, state=cache.states[i], return_state=True)
+        x = self.norm(x)
+        hidden.append(x)
+        if step:
+            x, hidden = x[:, None], [h[:, None] for h in hidden]
+        if cache is not None:
+            cache.seen_tokens += L
+            cache.may_be_padding = cache.may_be_padding and mask is not None and not bool(mask[:, -1].all())
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=tuple(hidden) if output_hidden_states else None,  # type: ignore[arg-type]
+        )
+
+    def _chunk_mask(self, attention_mask: Tensor | None, x: Tensor, cache: LongConvCache | None) -> Tensor | None:
+        """The mask of these tokens, (B, L) bool, or None if it masks nothing."""
+        if attention_mask is None:
+            return None
+        B, L = x.shape[:2]
+        seen = 0 if cache is None else cache.seen_tokens
+        if tuple(attention_mask.shape) not in {(B, L), (B, seen + L)}:
+            raise ValueError(f"attention_mask must be {(B, seen + L)}, got {tuple(attention_mask.shape)}")
+        mask = attention_mask[:, -L:].bool()
+        # One look here spares every layer the multiplications, and attention its explicit mask.
+        return mask if torch.compiler.is_compiling() or not bool(mask.all()) else None
