@@ -75,7 +75,7 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> Any:
         # generate() would make a cache of keys and values; ours has to exist before it prefills in chunks.
         if generation_config.cache_implementation is not None:
             raise ValueError("cache_implementation: LongConvForCausalLM has one kind of cache, LongConvCache")
@@ -89,6 +89,7 @@ class LongConvForSequenceClassification(LongConvPreTrainedModel):
     def __init__(self, config: LongConvConfig) -> None:
         super().__init__(config)
         self.model = LongConvModel(config)
+        assert config.num_labels is not None
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 

@@ -193,7 +193,7 @@ class LongConvModel(LongConvPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,
-            hidden_states=tuple(hidden) if output_hidden_states else None,  # type: ignore[arg-type]
+            hidden_states=tuple(hidden) if output_hidden_states else None,
         )
 
     def _chunk_mask(self, attention_mask: Tensor | None, x: Tensor, cache: LongConvCache | None) -> Tensor | None:

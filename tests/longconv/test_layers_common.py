@@ -17,6 +17,15 @@ VARIANTS = {
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """These tensors are tiny: on a busy machine, threads waiting for each other make the module ten times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make(variant, max_length=M, **options):
     name, defaults = VARIANTS[variant]
     return build_layer(name, D, max_length, **{**defaults, **options})
