@@ -8,6 +8,15 @@ from numerics import assert_close
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """These tensors are tiny: on a busy machine, threads waiting for each other make the module ten times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def oracle(u, weight, bias, activation=None):
     u, weight = u.double(), weight.double()
     y = torch.zeros_like(u) if bias is None else bias.double()[:, None].expand_as(u).clone()
