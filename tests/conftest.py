@@ -9,6 +9,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # No test may reach a hub: data and models are generated or read from local folders.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The tensors here are tiny and the suite runs as one process per core: more threads would only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

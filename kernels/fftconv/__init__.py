@@ -1,7 +1,108 @@
-"""Long depthwise convolution by FFT. Imports torch only."""
+"""Long depthwise convolution by FFT: `fft_conv`.
 
+reference.py defines it in float64; plan.py holds the transforms; blocked.py goes through the rows in cache-sized
+blocks; op.py makes that a PyTorch operator. Imports torch only.
+"""
+
+from torch import Tensor
+
+from .op import fft_conv_op
 from .reference import fft_conv_reference
 
+IMPLEMENTATIONS = ("auto", "torch", "reference", "triton")
 
-def fft_conv(u, k, *, skip=None, k_reverse=None, circular=False, pre_gate=None, post_gate=None, cu_seqlens=None, impl="auto"):
-    return fft_conv_reference(u, k, skip=skip, k_reverse=k_reverse, circular=circular, pre_gate=pre_gate, post_gate=post_gate)
+
+def fft_conv(
+    u: Tensor,
+    k: Tensor,
+    *,
+    skip: Tensor | None = None,
+    k_reverse: Tensor | None = None,
+    circular: bool = False,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Long depthwise convolution with optional gates, skip connection and anti-causal taps.
+
+    With ``v = pre_gate * u``::
+
+        y[b,d,t] = post_gate[b,d,t] * (  sum_{s=0}^{K-1}   k[d,s]           v[b,d,t-s]
+                                       + sum_{s=1}^{K'}    k_reverse[d,s-1] v[b,d,t+s]
+                                       + skip[d] v[b,d,t] )
+
+    where v is zero outside 0 ... L-1: causal unless `k_reverse` is given, and lag 0 is counted once. Without gates,
+    skip and `k_reverse` it is equivalent to ``irfft(rfft(u, 2L) * rfft(k, 2L), 2L)[..., :L]``, the FFT convolution of
+    Hyena (Poli et al., 2023, section 3.3), which it computes in blocks that stay in cache.
+
+    Args:
+        u: input (B, D, L), floating point, any strides; L >= 1.
+        k: causal taps (D, K), K >= 1, lag 0 first; K may exceed L.
+        skip: (D,) weight of the input itself.
+        k_reverse: anti-causal taps (D, K'), lag -1 first.
+        circular: indices wrap modulo L (also for K > L). Otherwise nothing wraps.
+        pre_gate: (B, D, L), multiplies the input.
+        post_gate: (B, D, L), multiplies the output.
+        cu_seqlens: boundaries of packed sequences; not supported yet, must be None.
+        impl: "torch" (blocked; what "auto" takes), "reference" (float64, differentiable by autograd), "triton" (not
+            available yet).
+
+    Returns:
+        y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is. Under autocast u and the
+        gates take the autocast dtype and filters keep theirs.
+
+    Raises:
+        ValueError: naming the argument whose shape, device or value does not fit.
+        TypeError: for a tensor that is not floating point.
+    """
+    _check(u, k, skip, k_reverse, pre_gate, post_gate)
+    if cu_seqlens is not None:
+        raise ValueError(
+            "cu_seqlens: packed sequences are not supported by fft_conv yet; pass the sequences as rows of u"
+        )
+    if impl == "reference":
+        return fft_conv_reference(
+            u, k, skip=skip, k_reverse=k_reverse, circular=circular, pre_gate=pre_gate, post_gate=post_gate
+        )
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
+    if impl == "triton":
+        raise ValueError("impl='triton' is not available yet; use 'auto' or 'torch'")
+    return fft_conv_op(u, k, skip, k_reverse, circular, pre_gate, post_gate)
+
+
+def _check(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    k_reverse: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> None:
+    if u.dim() != 3:
+        raise ValueError(f"u must have shape (B, D, L); got {tuple(u.shape)}")
+    D, L = u.shape[1], u.shape[2]
+    if L == 0:
+        raise ValueError(f"u must have at least one time step (L >= 1); got shape {tuple(u.shape)}")
+    if k.dim() != 2 or k.shape[0] != D or k.shape[1] == 0:
+        raise ValueError(f"k must have shape (D, K) with D = {D} as in u and K >= 1; got {tuple(k.shape)}")
+    if k_reverse is not None and (k_reverse.dim() != 2 or k_reverse.shape[0] != D):
+        raise ValueError(f"k_reverse must have shape (D, K') with D = {D} as in u; got {tuple(k_reverse.shape)}")
+    if skip is not None and skip.shape != (D,):
+        raise ValueError(f"skip must have shape (D,) = ({D},) as in u; got {tuple(skip.shape)}")
+    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None and gate.shape != u.shape:
+            raise ValueError(f"{name} must have the shape of u, {tuple(u.shape)}; got {tuple(gate.shape)}")
+    for name, x in (
+        ("u", u), ("k", k), ("skip", skip), ("k_reverse", k_reverse), ("pre_gate", pre_gate), ("post_gate", post_gate)
+    ):  # fmt: skip
+        if x is None:
+            continue
+        if not x.is_floating_point():
+            raise TypeError(f"{name} must be floating point; got {x.dtype}")
+        if x.device != u.device:
+            raise ValueError(f"{name} must be on the device of u, {u.device}; got {x.device}")
+
+
+__all__ = ["fft_conv", "fft_conv_reference"]

@@ -1,0 +1,157 @@
+"""Transforms in which a convolution is a pointwise product, and the choice between them.
+
+A plan maps real rows to complex spectra and back. Causal (and two-sided) convolution uses the
+*right-angle* transform: the polynomial of a row is evaluated at the n roots of z^n = -i instead of the
+roots of z^n = 1. A product of two such polynomials is then known modulo z^n + i, so whatever reaches past
+either end of the n samples comes back multiplied by -i (or +i), in the imaginary part, while the wanted
+samples stand alone in the real part. A linear convolution of n samples thus needs n complex points and no
+zero padding, where the usual way transforms 2n real ones, half of them zeros.
+(Nussbaumer, Fast Fourier Transform and Convolution Algorithms, 1982, section 8.3, "right-angle circular convolution".)
+
+Long rows do not fit the cache as one FFT. They are factored, n = N1 * N2, as FlashFFTConv does on a GPU (Fu et al.,
+2023, section 3.1): the outer DFT over N1 is a real matrix product, the twiddles a pointwise one, and
+the inner FFTs run over contiguous rows of N2 points that stay in cache. Spectra are left in the order that
+the factored transform produces; the product does not care and the inverse undoes it.
+
+Shape suffixes: R rows (any leading shape), n transform points, F spectrum points.
+"""
+
+import math
+import sys
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored.
+DIRECT_LIMIT = 8192
+# The inner FFT of a factored transform: at most this long, so that a row stays inside the second-level cache, ...
+INNER_LIMIT = 32768
+# ... while the outer matrix product, whose cost grows with its size, stays within these.
+MIN_OUTER, MAX_OUTER = 8, 128
+
+
+@lru_cache(maxsize=4096)
+def next_fast_length(n: int) -> int:
+    """Return the smallest integer >= `n` whose prime factors are 2, 3 and 5."""
+    best = 1 << max(n - 1, 0).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            rest = -(-n // three)
+            best = min(best, three << max(rest - 1, 0).bit_length())
+            three *= 3
+        five *= 5
+    return best
+
+
+class CircularPlan:
+    """Convolution modulo z^n - 1, at exactly n points: everything wraps. Spectra have n // 2 + 1 points."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform x (..., m <= n), zero-extended to n points."""
+        return torch.fft.rfft(x, self.n)
+
+    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
+        """Write the first samples into `out` (..., m <= n); may overwrite X."""
+        return out.copy_(torch.fft.irfft(X, self.n)[..., : out.shape[-1]])
+
+
+class RightAnglePlan:
+    """Right-angle transform of n points as one complex FFT of a row times psi^t, psi = exp(-i pi / 2n)."""
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.n = n
+        self.psi = _unit_circle(-torch.arange(n, dtype=torch.float64) / (4 * n), dtype, device)
+        self.psi_inverse = torch.conj_physical(self.psi) / n
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform x (..., m <= n), zero-extended to n points."""
+        return torch.fft.fft(x * self.psi[: x.shape[-1]], self.n)
+
+    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
+        """Write the first samples into `out` (..., m <= n); may overwrite X."""
+        z = torch.fft.ifft(X, norm="forward").mul_(self.psi_inverse)
+        return _copy_real(z[..., : out.shape[-1]], out)
+
+
+class MonarchPlan:
+    """Right-angle transform of n = N1 * N2 points: matrix product over N1, twiddles, inner FFTs over N2.
+
+    With t = t1 N2 + t2 and frequency f = f1 + N1 f2 the kernel psi^t w_n^(t f) splits into
+    ``outer[f1, t1] = psi^(t1 N2) w_N1^(t1 f1)``, ``twiddle[f1, t2] = psi^t2 w_n^(t2 f1)`` and ``w_N2^(t2 f2)``,
+    where w_m = exp(-2 pi i / m). The rows are real, so the outer DFT is a real product with the stacked real and
+    imaginary parts, and rows of x that are zero padding are never multiplied.
+    """
+
+    def __init__(self, outer: int, inner: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.n, self.N1, self.N2 = outer * inner, outer, inner
+        f1, t1, t2 = (torch.arange(m, dtype=torch.float64) for m in (outer, outer, inner))
+        matrix = _unit_circle(-(f1[:, None] * t1 % outer) / outer - t1 / (4 * outer), dtype, device)
+        self.matrix = torch.cat([matrix.real, matrix.imag])  # (2 N1, N1)
+        self.matrix_inverse = torch.conj_physical(matrix.T).contiguous() / self.n  # (N1, N1)
+        self.twiddle = _unit_circle(-f1[:, None] * t2 / self.n - t2 / (4 * self.n), dtype, device)  # (N1, N2)
+        self.twiddle_conj = torch.conj_physical(self.twiddle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform x (..., m <= n), zero-extended to n points; the spectrum is in factored order."""
+        used = -(-x.shape[-1] // self.N2)  # rows of N2 samples that are not padding
+        rows = x.shape[:-1].numel()
+        shape = (*x.shape[:-1], self.n)
+        if used * self.N2 != x.shape[-1]:
+            x = torch.nn.functional.pad(x, (0, used * self.N2 - x.shape[-1]))
+        planar = torch.bmm(self.matrix[:, :used].expand(rows, -1, -1), x.reshape(rows, used, self.N2))
+        z = torch.complex(planar[:, : self.N1], planar[:, self.N1 :]).mul_(self.twiddle)
+        del planar  # its memory, still in cache, serves the next result
+        return torch.fft.fft(z).view(shape)
+
+    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
+        """Write the first samples into `out` (..., m <= n); may overwrite X."""
+        shape, rows, used = X.shape, X.shape[:-1].numel(), -(-out.shape[-1] // self.N2)
+        z = torch.fft.ifft(X.view(rows, self.N1, self.N2), norm="forward").mul_(self.twiddle_conj)
+        del X
+        y = torch.bmm(self.matrix_inverse[:used].expand(rows, -1, -1), z)
+        return _copy_real(y.view(*shape[:-1], used * self.N2)[..., : out.shape[-1]], out)
+
+
+Plan = CircularPlan | RightAnglePlan | MonarchPlan
+
+
+@lru_cache(maxsize=32)
+def make_plan(length: int, circular: bool, dtype: torch.dtype, device: torch.device) -> Plan:
+    """Choose the transform for rows of `length` samples, computed in `dtype` (float32 or float64)."""
+    if circular:
+        return CircularPlan(length)
+    if device.type != "cpu" or length <= DIRECT_LIMIT:
+        return RightAnglePlan(next_fast_length(length), dtype, device)
+    outer, inner = factorise(length)
+    return MonarchPlan(outer, inner, dtype, device)
+
+
+def factorise(length: int) -> tuple[int, int]:
+    """Return (N1, N2) with N1 * N2 >= `length`: N1 a power of two, N2 a fast length in cache if it can be."""
+    outer = 1 << (math.ceil(length / INNER_LIMIT) - 1).bit_length()
+    outer = min(max(outer, MIN_OUTER), MAX_OUTER)
+    return outer, next_fast_length(-(-length // outer))
+
+
+def _copy_real(z: Tensor, out: Tensor) -> Tensor:
+    """Write the real part of z into `out`, of any real dtype.
+
+    A copy from ``z.real`` is strided and not vectorised; narrowing 64-bit integers to their low halves, which hold
+    the real parts on a little-endian machine, is, and takes a quarter of the time.
+    """
+    if z.dtype == torch.complex64 and out.dtype == torch.float32 and z.is_cpu and sys.byteorder == "little":
+        out.view(torch.int32).copy_(z.view(torch.int64))
+        return out
+    return out.copy_(z.real)
+
+
+def _unit_circle(turns: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """exp(2 pi i turns), computed in float64 and then rounded to the complex type of `dtype`."""
+    angle = 2 * math.pi * turns
+    return torch.complex(angle.cos(), angle.sin()).to(dtype.to_complex()).to(device)
