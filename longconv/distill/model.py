@@ -1,0 +1,109 @@
+"""`distill`: a model whose long filters are replaced by modal recurrences that compute the same convolutions."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longconv.filters import ModalFilter
+
+from .hankel import FitReport, hankel_realisation
+from .report import DistillReport, LayerFit
+
+#: What turns a bank of taps (D, L) into a filter and a report, given the keyword arguments order, tol and max_order.
+Method = Callable[..., tuple[ModalFilter, FitReport]]
+METHODS: dict[str, Method] = {"hankel": hankel_realisation}
+
+
+@torch.no_grad()
+def distill(
+    model: Any,
+    *,
+    order: int | None = None,
+    tol: float | None = None,
+    max_order: int = 64,
+    length: int | None = None,
+    method: str = "hankel",
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Any, DistillReport]:
+    """Turn every long filter of a model into a modal recurrence.
+
+    The result is a model of the same class with the same weights otherwise. It still runs in parallel (the modal filter
+    gives a kernel, for the FFT convolution), and it decodes with a state whose size does not depend on the context.
+    Its config says so (`layer_options`), so `save_pretrained` and `from_pretrained` work as ever.
+
+    Args:
+        model: a `longconv.models` model with at least one long filter; left as it is.
+        order: real states per filter (an upper limit; see `hankel_realisation`). Or else
+        tol: relative L2 error to reach for each filter, with the smallest order that reaches it, up to
+        max_order: the limit with `tol`.
+        length: taps to fit; default each layer's `max_length`.
+        method: one of `METHODS`.
+        progress: called with a line before each layer.
+
+    Returns:
+        The distilled model (in eval mode, on the same device) and the report.
+
+    Raises:
+        ValueError: the model has no long filter, not exactly one of order and tol is given, an unknown method, or a
+            length that is not in 1..max_length.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown distillation method {method!r}; known: {', '.join(sorted(METHODS))}")
+    if (order is None) == (tol is None):
+        raise ValueError("give exactly one of order and tol")
+    blocks = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
+    if not blocks:
+        raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
+
+    filters: dict[int, list[ModalFilter]] = {}
+    fits: list[LayerFit] = []
+    for index, mixer in blocks:
+        taps = length if length is not None else mixer.max_length
+        if taps is None:
+            raise ValueError(f"length: layer {index} has no max_length, so say how many taps to fit")
+        if taps < 1 or (mixer.max_length is not None and taps > mixer.max_length):
+            raise ValueError(f"length must be in 1..max_length = {mixer.max_length}, got {taps}")
+        filters[index] = []
+        for stage, filter in enumerate(mixer.long_filters):
+            if progress is not None:
+                progress(f"layer {index}: {mixer.channels} filters of {taps} taps")
+            kernel = filter(taps)
+            modal, report = METHODS[method](kernel, order=order, tol=tol, max_order=max_order)
+            filters[index].append(modal)
+            fits.append(LayerFit(index, stage, report, kernel.cpu(), modal(taps).cpu()))
+
+    config = copy.deepcopy(model.config)
+    config.layer_options = dict(config.layer_options or {})
+    for index, modals in filters.items():
+        # One option holds for all stages of a layer: the widest sets the number of modes, the others are padded.
+        modes = max(modal.order for modal in modals)
+        filters[index] = [_widen(modal, modes) for modal in modals]
+        spec = {"name": "modal", "order": modes}
+        config.layer_options[str(index)] = {**config.layer_options.get(str(index), {}), "filter": spec}
+
+    student = type(model)(config)
+    for index, modals in filters.items():
+        student.base_model.layers[index].mixer.long_filters = nn.ModuleList(modals)
+    student.to(device=model.device, dtype=model.dtype)
+    distilled = {name: value for name, value in student.state_dict().items() if ".long_filters." in name}
+    weights = {name: value for name, value in model.state_dict().items() if ".long_filters." not in name}
+    student.load_state_dict({**weights, **distilled})  # strict: nothing of either model is left out
+    student.mark_parameters()
+    if model.can_generate():
+        student.generation_config = copy.deepcopy(model.generation_config)
+    return student.eval(), DistillReport(fits)
+
+
+def _widen(modal: ModalFilter, modes: int) -> ModalFilter:
+    """The same filter with poles and residues of zero added, up to `modes`."""
+
+    def pad(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, modes - x.shape[-1]))
+
+    if modal.order == modes:
+        return modal
+    dtype = modal.log_dt.dtype
+    return ModalFilter.from_modes(pad(modal.poles), pad(modal.residues), modal.passthrough.data, dtype=dtype)
