@@ -1,1 +1,32 @@
-"""placeholder"""
+"""Tasks: data, tokenisation, loss and metrics, one folder per family. No layers and no models in here.
+
+``get("lm", **options)`` makes a task by name; ``available()`` lists the names. A task's module is imported only when
+it is asked for, so that this package needs nothing beyond torch and numpy; what a task needs on top is in ``[train]``.
+"""
+
+import difflib
+import importlib
+from typing import Any
+
+__all__ = ["available", "get"]
+
+# name -> "module:Class", imported on demand
+_TASKS = {"lm": "longconv.tasks.lm:LanguageModelling"}
+
+
+def available() -> tuple[str, ...]:
+    """Names that `get` takes, sorted."""
+    return tuple(sorted(_TASKS))
+
+
+def get(name: str, **options: Any) -> Any:
+    """Make the task called `name`; `options` go to its class, such as `longconv.tasks.lm.LanguageModelling`.
+
+    Raises ValueError for a name that is not in `available()`, and ImportError naming the extra when one is missing.
+    """
+    if name not in _TASKS:
+        close = difflib.get_close_matches(str(name).lower(), _TASKS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown task {name!r}, known: {', '.join(available())}{hint}")
+    module, _, attribute = _TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(**options)
