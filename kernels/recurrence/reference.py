@@ -1,0 +1,36 @@
+"""The definition of the modal recurrence: one step at a time, in float64 / complex128. For tests only: it is slow."""
+
+import torch
+from torch import Tensor
+
+
+def modal_scan_reference(
+    u: Tensor, poles: Tensor, residues: Tensor, passthrough: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run `y_t = Re(sum_n R_n x_t) + h_0 u_t`, `x_{t+1} = lambda x_t + u_t`; shapes as in `modal_scan`. Differentiable.
+
+    Returns y (B, D, L) float64 and the final state (B, D, N) complex128.
+    """
+    u, poles, residues, passthrough = (
+        u.double(),
+        poles.to(torch.complex128),
+        residues.to(torch.complex128),
+        passthrough.double(),
+    )
+    x = (
+        torch.zeros(u.shape[0], *poles.shape, dtype=poles.dtype, device=u.device)
+        if state is None
+        else state.to(torch.complex128)
+    )
+    outputs = []
+    for u_t in u.unbind(-1):
+        outputs.append((residues * x).real.sum(-1) + passthrough * u_t)
+        x = poles * x + u_t.unsqueeze(-1)
+    return torch.stack(outputs, dim=-1), x
+
+
+def modal_kernel_reference(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
+    """Return the taps h_0 .. h_{length-1}, (D, length) float64: the response of the recurrence to an impulse."""
+    impulse = torch.zeros(1, poles.shape[0], length, dtype=torch.float64, device=poles.device)
+    impulse[..., 0] = 1.0
+    return modal_scan_reference(impulse, poles, residues, passthrough)[0][0]

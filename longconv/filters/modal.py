@@ -1,0 +1,202 @@
+"""A filter that is a sum of damped oscillations, and so runs as a convolution and as a recurrence.
+
+h_0 is the pass-through and h_t = Re sum_n R_n lambda_n^(t-1) for t >= 1, as in `longconv.kernels.recurrence`.
+The initialisation is S4D-Lin (Gu et al. 2022, "On the parameterization and initialization of diagonal state space
+models"); the modal form of a distilled filter is that of Massaroli et al. 2023 (Laughing Hyena).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
+
+# log of the decay rate that stands for lambda = 0: exp(-exp(10)) underflows to zero in every dtype.
+_LOG_DECAY_OF_ZERO = 10.0
+
+
+class Modes(NamedTuple):
+    """What one step of the recurrence needs: poles (D, N) complex, residues (D, N) complex, passthrough (D,) real."""
+
+    poles: Tensor
+    residues: Tensor
+    passthrough: Tensor
+
+
+class ModalFilter(nn.Module):
+    """D filters of N complex modes each, stable by construction, with the recurrence that computes the same.
+
+    With dt = exp(log_dt):
+
+        lambda = exp( -dt exp(log_decay) - eps + i pi dt frequency ),     R = dt (residue[0] + i residue[1]),
+
+    so |lambda| <= exp(-eps) < 1 for every value of the parameters (eps is the machine epsilon of the parameters, which
+    keeps |lambda| below 1 after rounding too). frequency counts half-turns in a time of 1 / dt
+    samples, so that real poles of both signs have round values: frequency 0, and 1 when dt = 1.
+
+    A mode is a conjugate pair of poles, i.e. two real states; a real pole takes a whole mode too, and a mode whose
+    residue is zero is padding.
+
+    Args:
+        channels: D, the number of filters.
+        order: N, the number of complex modes of each filter.
+        dt_min, dt_max: the time scales of the channels are initialised log-uniformly in [dt_min, dt_max] (in samples,
+            a mode forgets after about 2 / dt).
+        lr: learning rate marked on the parameters (`param._optim`), with no weight decay; read by
+            `longconv.training.parameter_groups`.
+        device, dtype: of the parameters. Arithmetic is in float32 at least, whatever the dtype.
+
+    Parameters (all real): log_dt (D,), log_decay (D, N), frequency (D, N), residue (D, N, 2), passthrough (D,).
+
+    Raises:
+        ValueError: channels or order is negative, or not 0 < dt_min <= dt_max.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        order: int,
+        *,
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        lr: float = 1e-3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 0 or order < 0:
+            raise ValueError(f"channels and order must not be negative, got {channels} and {order}")
+        if not 0 < dt_min <= dt_max:
+            raise ValueError(f"expected 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+        self.channels, self.order, self.dt_min, self.dt_max, self.lr = channels, order, dt_min, dt_max, lr
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.log_dt = parameter(channels)
+        self.log_decay = parameter(channels, order)
+        self.frequency = parameter(channels, order)
+        self.residue = parameter(channels, order, 2)
+        self.passthrough = parameter(channels)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise as S4D-Lin: continuous-time poles -1/2 + i pi n, random residues and pass-through."""
+        nn.init.uniform_(self.log_dt, math.log(self.dt_min), math.log(self.dt_max))
+        nn.init.constant_(self.log_decay, math.log(0.5))
+        n = torch.arange(self.order, device=self.frequency.device, dtype=self.frequency.dtype)
+        self.frequency.copy_(n.expand_as(self.frequency))
+        nn.init.normal_(self.residue)
+        nn.init.normal_(self.passthrough)
+        for parameter in self.parameters():
+            parameter._optim = {"lr": self.lr, "weight_decay": 0.0}  # type: ignore[attr-defined]
+
+    @classmethod
+    def from_modes(
+        cls,
+        poles: Tensor,
+        residues: Tensor,
+        passthrough: Tensor,
+        *,
+        lr: float = 1e-3,
+        dtype: torch.dtype | None = None,
+    ) -> "ModalFilter":
+        """Make a filter with the given modes (dt = 1), reproduced to a rounding error of the parameters' dtype.
+
+        A pole on or outside the circle |lambda| = exp(-eps) is moved radially onto it; lambda = 0 is kept exactly.
+
+        Args:
+            poles, residues: (D, N) complex.
+            passthrough: (D,) real.
+            lr: see the class.
+            dtype: float32 or float64, of the parameters; default: the precision of `poles`.
+
+        Raises:
+            ValueError: a tensor has the wrong shape or dtype, or is not finite.
+        """
+        if poles.dim() != 2 or not poles.is_complex():
+            raise ValueError(f"poles must be a complex tensor (D, N), got {poles.dtype} {tuple(poles.shape)}")
+        if residues.shape != poles.shape or not residues.is_complex():
+            raise ValueError(
+                f"residues must be complex {tuple(poles.shape)}, got {residues.dtype} {tuple(residues.shape)}"
+            )
+        if passthrough.shape != poles.shape[:1] or passthrough.is_complex():
+            raise ValueError(
+                f"passthrough must be real ({len(poles)},), got {passthrough.dtype} {tuple(passthrough.shape)}"
+            )
+        for name, tensor in (("poles", poles), ("residues", residues), ("passthrough", passthrough)):
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} must be finite")
+        dtype = dtype or poles.dtype.to_real()
+        module = cls(*poles.shape, lr=lr, device=poles.device, dtype=dtype)
+        exact = poles.detach().to(torch.complex128)
+        radius = exact.abs()
+        # -log|lambda| = exp(log_decay) + eps; what is left above eps may be zero or less, hence the clamp.
+        rate = (-radius.log() - torch.finfo(dtype).eps).clamp(min=torch.finfo(dtype).tiny)
+        with torch.no_grad():
+            module.log_dt.zero_()
+            module.log_decay.copy_(torch.where(radius > 0, rate.log(), _LOG_DECAY_OF_ZERO))
+            module.frequency.copy_(exact.angle() / math.pi)
+            module.residue.copy_(torch.view_as_real(residues.detach().resolve_conj()))
+            module.passthrough.copy_(passthrough.detach())
+        return module
+
+    @property
+    def state_size(self) -> int:
+        """Real state variables of one channel: two for each complex mode, padding and real poles included."""
+        return 2 * self.order
+
+    @property
+    def poles(self) -> Tensor:
+        """(D, N) complex64 (complex128 for float64 parameters), |lambda| < 1. Computed in float64, differentiable."""
+        dt = self.log_dt.double().exp()[:, None]
+        rate = dt * self.log_decay.double().exp() + torch.finfo(self._dtype).eps
+        angle = math.pi * dt * self.frequency.double()
+        return torch.polar((-rate).exp(), angle).to(self._complex)
+
+    @property
+    def residues(self) -> Tensor:
+        """(D, N) complex64 (complex128 for float64 parameters). Differentiable."""
+        dt = self.log_dt.to(self._dtype).exp()[:, None]
+        return dt * torch.view_as_complex(self.residue.to(self._dtype).contiguous())
+
+    def forward(self, length: int) -> Tensor:
+        """Return the kernel h_0 .. h_{length-1}: (D, length), float32 (float64 for float64 parameters)."""
+        return modal_kernel(*self.prepare_step(), length)
+
+    def prepare_step(self) -> Modes:
+        """Return the modes as tensors: compute them once, and give them to `step` for every token."""
+        return Modes(self.poles, self.residues, self.passthrough.to(self._dtype))
+
+    def init_state(self, batch: int) -> Tensor:
+        """Return the zero state (batch, D, N), complex64 (complex128 for float64 parameters)."""
+        shape = (batch, self.channels, self.order)
+        return torch.zeros(shape, dtype=self._complex, device=self.log_dt.device)
+
+    def step(self, u_t: Tensor, state: Tensor, modes: Modes | None = None) -> tuple[Tensor, Tensor]:
+        """Advance by one input: u_t (B, D), state (B, D, N) -> y_t (B, D), new state. `modes` from `prepare_step`."""
+        return modal_step(u_t, *(modes or self.prepare_step()), state)
+
+    def scan(self, u: Tensor, state: Tensor | None = None, modes: Modes | None = None) -> tuple[Tensor, Tensor]:
+        """Run over u (B, D, L) from `state` (None: zeros): y (B, D, L) and the final state (B, D, N)."""
+        return modal_scan(u, *(modes or self.prepare_step()), state)
+
+    def final_state(self, u: Tensor, state: Tensor | None = None, modes: Modes | None = None) -> Tensor:
+        """Return only the state (B, D, N) after u (B, D, L): the prefill of a layer that convolves by FFT."""
+        return modal_state(u, (modes or self.prepare_step()).poles, state)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        # A model cast to bfloat16 must not run its recurrence in bfloat16.
+        return torch.float64 if self.log_dt.dtype == torch.float64 else torch.float32
+
+    @property
+    def _complex(self) -> torch.dtype:
+        return torch.complex128 if self._dtype == torch.float64 else torch.complex64
+
+    def extra_repr(self) -> str:
+        """Describe the sizes, for `repr`."""
+        return f"channels={self.channels}, order={self.order}, state_size={self.state_size}"
