@@ -1,7 +1,8 @@
 """Models in the Hugging Face ecosystem, and the only place that imports its model classes.
 
 Importing this package registers them with the Auto classes: `AutoModelForCausalLM.from_pretrained(folder)` just works.
-`configuration.py` -> `modeling.py` (blocks, backbone) -> `heads.py`; `cache.py` is what `generate()` carries along.
+`configuration.py` -> `modeling.py` (blocks, backbone) -> `heads.py`; `cache.py` is what `generate()` carries along;
+`checkpoint.py` writes and reads folders that are whole or not there.
 """
 
 try:
@@ -10,6 +11,7 @@ except ImportError as error:
     raise ImportError("longconv.models needs transformers: pip install 'longconv[train]'") from error
 
 from .cache import LongConvCache
+from .checkpoint import load_model, save_model
 from .configuration import LongConvConfig
 from .heads import LongConvForCausalLM, LongConvForSequenceClassification
 from .modeling import LongConvModel, LongConvPreTrainedModel
@@ -26,4 +28,6 @@ __all__ = [
     "LongConvForSequenceClassification",
     "LongConvModel",
     "LongConvPreTrainedModel",
+    "load_model",
+    "save_model",
 ]

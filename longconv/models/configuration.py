@@ -12,7 +12,7 @@ from longconv.layers import LAYERS, check_mixer
 # forwards, and what it writes into a config.json.
 _FROM_TRANSFORMERS = {
     *("model_type", "name_or_path", "_name_or_path", "_commit_hash", "auto_map", "custom_pipelines"),
-    *("quantization_config", "torch_dtype", "num_labels", "output_attentions", "attn_implementation"),
+    *("quantization_config", "torch_dtype", "num_labels", "output_attentions", "attn_implementation", "use_cache"),
     *("_attn_implementation_internal", "experts_implementation", "_experts_implementation_internal"),
 }
 

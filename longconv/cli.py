@@ -1,0 +1,272 @@
+"""The `longconv` command. Each command is one function below; tyro turns its signature and docstring into options.
+
+A command is imported when it is asked for, so `longconv --help` is instant. Whatever a user can get wrong ends in one
+line on stderr and exit code 1; set LONGCONV_TRACEBACK=1 for the traceback.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+COMMANDS = {
+    "demo": "train, distil and generate with a small Hyena language model, in minutes",
+    "train": "train a language model on text",
+    "evaluate": "bits per byte and perplexity of a model on text",
+    "distill": "turn a model's long filters into recurrences with O(1) generation",
+    "generate": "continue a prompt",
+    "info": "describe a model, or this installation",
+    "bench": "time the operators against their baselines",
+}
+
+EXAMPLES = """examples:
+  longconv demo
+  longconv train --output runs/hyena --minutes 10
+  longconv train --output runs/mine --data my_texts/ --mixers "hyena hyena attention" --steps 2000
+  longconv distill runs/hyena/model runs/hyena/distilled --tol 1e-3 --report runs/hyena/report
+  longconv generate runs/hyena/distilled --prompt "def main(" --max-new-tokens 200
+  longconv evaluate runs/hyena/distilled --split test
+  longconv bench fftconv"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print("usage: longconv COMMAND [options]        longconv COMMAND --help\n\ncommands:")
+        print("\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+        print(f"\n{EXAMPLES}")
+        return 0
+    if argv[0] == "--version":
+        from longconv import __version__
+
+        print(__version__)
+        return 0
+    try:
+        return _run(argv[0], argv[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("LONGCONV_TRACEBACK"):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"longconv {argv[0]}: {lines[0]}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name not in COMMANDS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS, n=1)
+        raise ValueError(f"unknown command; known: {', '.join(COMMANDS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError("the command line needs: pip install 'longconv[train]'") from error
+    command: Callable[..., Any]
+    if name == "demo":
+        from longconv.experiments.demo import run as command
+    elif name == "train":
+        from longconv.training import TrainConfig
+
+        config = tyro.cli(TrainConfig, prog="longconv train", args=argv)
+        return train(config)
+    elif name == "bench":
+        from longconv.experiments.benchmarks import BENCHMARKS
+
+        tyro.extras.subcommand_cli_from_dict(BENCHMARKS, prog="longconv bench", args=argv)
+        return 0
+    else:
+        command = {"evaluate": evaluate, "distill": distill, "generate": generate, "info": info}[name]
+    tyro.cli(command, prog=f"longconv {name}", args=argv)
+    return 0
+
+
+def train(config: Any) -> int:
+    """Train, and say what came out."""
+    from longconv import training
+
+    result = training.train(config)
+    print(result.task.describe())
+    count = sum(p.numel() for p in result.model.parameters())
+    metrics = result.metrics
+    print(f"{count:,} parameters, validation: {metrics['bits_per_byte']:.4f} bits per byte, loss {metrics['loss']:.4f}")
+    print(f"model: {Path(config.output) / 'model'}    log: {Path(config.output) / 'log.jsonl'}")
+    return 0
+
+
+def evaluate(
+    model: Path,
+    /,
+    *,
+    data: Path | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    length: int | None = None,
+    max_bytes: int | None = None,
+    batch_size: int = 8,
+    max_batches: int | None = None,
+    json_output: bool = False,
+) -> None:
+    """Measure bits per byte and perplexity of a model on text that it was not trained on.
+
+    Args:
+        model: folder of a trained or distilled model.
+        data: text file or folder; default the source of Python's own standard library.
+        split: which part of the corpus (the same files as in training, given the same data).
+        length: tokens in a sequence; default what the model was trained for, at most its longest.
+        max_bytes: use at most so many bytes of the corpus.
+        batch_size: sequences at a time.
+        max_batches: stop after so many.
+        json_output: print one JSON object instead of a line of text.
+    """
+    from longconv import tasks
+    from longconv.models import load_model
+    from longconv.tasks.lm import load_tokenizer
+
+    loaded = load_model(model)
+    limit = loaded.config.max_position_embeddings
+    if length is not None and length > limit:
+        raise ValueError(f"length {length} is longer than the model's max_position_embeddings = {limit}")
+    task = tasks.get(
+        "lm", data=data, tokenizer=load_tokenizer(model), length=length or min(1024, limit), max_bytes=max_bytes
+    )
+    metrics = task.evaluate(loaded, split, batch_size=batch_size, max_batches=max_batches)
+    if json_output:
+        print(json.dumps(metrics))
+    else:
+        print(
+            f"{split}: {metrics['bits_per_byte']:.4f} bits per byte, {metrics['loss']:.4f} nats per token, "
+            f"perplexity {metrics['perplexity']:.2f} per token"
+        )
+
+
+def distill(
+    model: Path,
+    output: Path,
+    /,
+    *,
+    order: int | None = None,
+    tol: float | None = None,
+    max_order: int = 64,
+    length: int | None = None,
+    report: Path | None = None,
+) -> None:
+    """Replace a model's long filters by recurrences, so that a token costs the same however long the context is.
+
+    Args:
+        model: folder of a trained model.
+        output: folder for the distilled model.
+        order: real states per filter. Give this or tol.
+        tol: relative L2 error to reach for each filter, with as few states as it takes (1e-3 if neither is given).
+        max_order: most states with tol.
+        length: taps to fit; default all that the model has.
+        report: folder for report.json and the plots of Hankel spectra and filters.
+    """
+    from longconv import distill as distillation
+    from longconv.models import load_model, save_model
+    from longconv.tasks.lm import load_tokenizer
+
+    teacher, tokenizer = load_model(model), load_tokenizer(model)
+    tol = 1e-3 if order is None and tol is None else tol
+    started = time.perf_counter()
+    student, fits = distillation.distill(
+        teacher,
+        order=order,
+        tol=tol,
+        max_order=max_order,
+        length=length,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    print(f"distilled in {time.perf_counter() - started:.1f} s\n{fits}")
+    save_model(student, output, tokenizer)
+    print(f"model: {output}")
+    if report is not None:
+        print("report: " + ", ".join(map(str, fits.save(report))))
+
+
+def generate(
+    model: Path,
+    /,
+    *,
+    prompt: str = "def ",
+    max_new_tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+) -> None:
+    """Continue a prompt, printing as it goes.
+
+    Args:
+        model: folder of a trained or distilled model.
+        prompt: the text to continue; empty to begin a document.
+        max_new_tokens: stop after so many tokens, or at the end of the text.
+        temperature: of sampling; 0 for the likeliest token each time.
+        top_k: sample among so many likeliest tokens; 0 for all.
+        seed: of sampling.
+    """
+    import torch
+    from transformers import TextStreamer, set_seed
+
+    from longconv.models import load_model
+    from longconv.tasks.lm import load_tokenizer
+
+    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
+    limit = loaded.config.max_position_embeddings
+    if ids.shape[1] + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {ids.shape[1]} tokens and {max_new_tokens} new ones exceed the model's limit of {limit}"
+        )
+    set_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+    started = time.perf_counter()
+    out = loaded.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_new_tokens,
+        streamer=TextStreamer(tokenizer.to_transformers(), skip_special_tokens=True),
+        **sampling,
+    )
+    count = out.shape[1] - ids.shape[1]
+    print(f"[{count} tokens, {count / (time.perf_counter() - started):.0f} tokens/s]", file=sys.stderr)
+
+
+def info(model: Path | None = None, /) -> None:
+    """Describe a model: its mixers, its filters, its parameters, its state; or else this installation.
+
+    Args:
+        model: folder of a model.
+    """
+    import platform
+
+    import torch
+
+    from longconv import __version__
+    from longconv.layers import LAYERS
+
+    if model is None:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        print(f"longconv {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
+        print(f"mixers: {', '.join(sorted(LAYERS))}")
+        return
+    from longconv.models import load_model
+
+    loaded = load_model(model)
+    config = loaded.config
+    print(f"{type(loaded).__name__}: {sum(p.numel() for p in loaded.parameters()):,} parameters")
+    print(f"vocabulary {config.vocab_size:,}, {config.hidden_size} channels, up to {config.max_position_embeddings} tokens")
+    for index, block in enumerate(loaded.base_model.layers):
+        filters = [f"{type(f).__name__}({f.extra_repr()})" for f in block.mixer.long_filters]
+        print(f"layer {index}: {type(block.mixer).__name__}({block.mixer.extra_repr()})" + "".join(f" {f}" for f in filters))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
