@@ -3,7 +3,7 @@
 The taps g_j = k_{j+1} after lag 0 fill a Hankel matrix H_{ij} = g_{i+j}. A recurrence with d real states has
 rank H <= d, so the singular values of H say what any order can do, and the shift invariance of the leading left
 singular vectors yields the poles (Ho & Kalman 1966; Kung 1978; Juang & Pappa 1985, "ERA"). Residues are then refitted
-by linear least squares over all taps. Massaroli et al. 2023 (Laughing Hyena) use the same singular values to choose an order.
+by linear least squares over all taps. Massaroli et al. 2023 (Laughing Hyena) choose the order from the same values.
 
 Which matrix: H is the section that is as square as L - 1 taps allow, m = (L - 1) // 2 + 1 rows and L - m columns,
 each tap on one antidiagonal and nothing invented beyond tap L - 1. The triangular, zero-padded matrix of the same taps
