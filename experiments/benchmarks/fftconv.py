@@ -10,7 +10,8 @@ from torch import Tensor
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference
 
-from .harness import Case, Implementation, Row, Shape, append_rows, compare, default_output, plot, print_table
+from .harness import Case, Implementation, compare
+from .report import Row, Shape, append_rows, default_output, plot, print_table
 
 try:
     import julius

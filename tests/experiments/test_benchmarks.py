@@ -10,8 +10,9 @@ import torch
 from numerics import TOLERANCE
 from rich.console import Console
 
-from longconv.experiments.benchmarks import fftconv, harness
-from longconv.experiments.benchmarks.harness import DisagreementError, Implementation, Shape, Timing
+from longconv.experiments.benchmarks import fftconv, harness, report
+from longconv.experiments.benchmarks.harness import DisagreementError, Implementation
+from longconv.experiments.benchmarks.report import Shape, Timing
 from longconv.functional import fft_conv
 
 MODULE = fftconv.__name__
@@ -24,7 +25,7 @@ def read(path):
 
 
 def context():
-    return harness.environment(torch.device("cpu"), 1)
+    return report.environment(torch.device("cpu"), 1)
 
 
 def test_tolerance_is_that_of_the_suite():
@@ -39,7 +40,7 @@ def test_run_end_to_end(tmp_path, dtype):
     fftconv.run(lengths=(64,), dtype=dtype, **kwargs)
     text = path.read_text().splitlines()
     written = read(path)
-    assert text[0].split(",") == [field.name for field in fields(harness.Row)]
+    assert text[0].split(",") == [field.name for field in fields(report.Row)]
     assert sum(line == text[0] for line in text) == 1, "the header is written once"
     assert len(rows) == 2 * (5 + 4), "scipy has no gradients, the other four have"
     assert len(written) == len(rows) + 9
@@ -169,7 +170,7 @@ def test_interleaving_and_medians():
 
 def test_ratio_is_theirs_over_ours():
     ours, other = Timing(2.0, 1.0, 6.0), Timing(5.0, 3.0, 8.0)
-    row = harness.make_row(context(), "other", "forward", Shape(1, 2, 3, 4), "float32", 20, other, ours, 1.234)
+    row = report.make_row(context(), "other", "forward", Shape(1, 2, 3, 4), "float32", 20, other, ours, 1.234)
     assert (row.ratio, row.ms_median, row.ms_min, row.ms_max, row.peak_extra_MB) == (2.5, 5.0, 3.0, 8.0, 1.23)
     assert (row.B, row.D, row.L, row.K, row.repeats, row.status) == (1, 2, 3, 4, 20, "ok")
 
@@ -177,9 +178,9 @@ def test_ratio_is_theirs_over_ours():
 def test_rows_are_never_mixed_with_other_columns(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("date,ms\n2020,1\n")
-    row = harness.make_row(context(), "x", "forward", Shape(1, 2, 3, 4), "float32", 1, None, Timing(1, 1, 1))
+    row = report.make_row(context(), "x", "forward", Shape(1, 2, 3, 4), "float32", 1, None, Timing(1, 1, 1))
     with pytest.raises(ValueError, match="has columns date, ms"):
-        harness.append_rows(path, [row])
+        report.append_rows(path, [row])
     assert path.read_text() == "date,ms\n2020,1\n"
 
 
@@ -187,10 +188,10 @@ def test_table_fits_a_terminal(capsys):
     slow, fast = Timing(1234.5, 1200.0, 12345.6), Timing(0.0123, 0.01, 0.02)
     shape = Shape(8, 256, 1048576, 1048576)
     rows = [
-        harness.make_row(context(), name, "forward+backward", shape, "float32", 20, timing, slow, 12345.6)
+        report.make_row(context(), name, "forward+backward", shape, "float32", 20, timing, slow, 12345.6)
         for name, timing in (("longconv", slow), ("torch rfft", fast), ("bad", None))
     ]
-    harness.print_table(rows, Console(width=80))
+    report.print_table(rows, Console(width=80))
     printed = capsys.readouterr().out
     assert "…" not in printed
     for text in ("L=1048576 B=8 D=256", "forward+backward", "12345.6", "0.012", "wrong", "10.00"):
@@ -247,9 +248,9 @@ def test_peak_memory_of_an_implementation():
     small, large = harness.peak_extra_MB(MODULE, "longconv", "forward+backward", shapes, "float32", "cpu", 1)
     assert small is not None
     assert large is not None
-    results = 3 * 4 * 64 * 16384 / 1e6  # output and two gradients
+    total = 3 * 4 * 64 * 16384 / 1e6  # output and two gradients
     assert small < 10
-    assert results < large < 4 * results
+    assert total < large < 4 * total
 
 
 def test_failed_memory_measurement_is_reported(monkeypatch):

@@ -1,0 +1,250 @@
+"""Results of benchmarks: the columns, where rows go, the CSV file, the table and the plot."""
+
+import csv
+import importlib.metadata
+import itertools
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+try:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as error:
+    raise ImportError(f"benchmarks need {error.name}: pip install 'longconv[bench]'") from error
+
+Mode = Literal["forward", "forward+backward"]
+MODES: tuple[Mode, ...] = ("forward", "forward+backward")
+
+
+class Shape(NamedTuple):
+    """Sizes of a case: batch, channels, time steps and filter taps."""
+
+    B: int
+    D: int
+    L: int
+    K: int
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={size}" for name, size in self._asdict().items())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds over the repeats of one implementation."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> "Timing":
+        """Summarise samples in milliseconds; at least one."""
+        return cls(statistics.median(samples), min(samples), max(samples))
+
+    @property
+    def spread(self) -> float:
+        """Slowest repeat over the median: 1 for a steady implementation."""
+        return self.max / self.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a results file; the fields are its columns.
+
+    Attributes:
+        date: start of the run, UTC, ISO 8601 to the minute.
+        device: model of the processor or GPU.
+        cpu_threads: threads that torch may use on the CPU.
+        torch: version; `python` and `longconv` likewise.
+        implementation: name of the contestant.
+        mode: "forward" or "forward+backward".
+        B: batch, with D channels, L time steps and K filter taps.
+        dtype: of the input; filters are float32, or float64 with a float64 input.
+        repeats: timed calls behind the three times.
+        status: "ok", or "wrong" for one that the gate refused, which then has no numbers.
+        ms_median: milliseconds per call; `ms_min` and `ms_max` likewise.
+        peak_extra_MB: 10^6 bytes allocated at the peak of a call beyond its inputs, the result included; None where
+            it was not measured.
+        ratio: median of this implementation over the median of ours in the same run; above 1, ours is faster.
+    """
+
+    date: str
+    device: str
+    cpu_threads: int
+    torch: str
+    python: str
+    longconv: str
+    implementation: str
+    mode: Mode
+    B: int
+    D: int
+    L: int
+    K: int
+    dtype: str
+    repeats: int
+    status: Literal["ok", "wrong"]
+    ms_median: float | None
+    ms_min: float | None
+    ms_max: float | None
+    peak_extra_MB: float | None
+    ratio: float | None
+
+
+def make_row(
+    context: Mapping[str, Any],
+    name: str,
+    mode: Mode,
+    shape: Shape,
+    dtype: str,
+    repeats: int,
+    timing: Timing | None,
+    ours: Timing,
+    peak: float | None = None,
+) -> Row:
+    """Put a row together; `context` is `environment()`, and `timing` None stands for a wrong implementation."""
+    return Row(
+        **context,
+        implementation=name,
+        mode=mode,
+        **shape._asdict(),
+        dtype=dtype,
+        repeats=repeats,
+        status="wrong" if timing is None else "ok",
+        ms_median=None if timing is None else round(timing.median, 4),
+        ms_min=None if timing is None else round(timing.min, 4),
+        ms_max=None if timing is None else round(timing.max, 4),
+        peak_extra_MB=None if peak is None else round(peak, 2),
+        ratio=None if timing is None else round(timing.median / ours.median, 3),
+    )
+
+
+def environment(device: torch.device, threads: int) -> dict[str, Any]:
+    """The columns of a row that say where and when it was measured."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cpu_threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "longconv": importlib.metadata.version("longconv"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def default_output(name: str) -> Path:
+    """Where the rows of benchmark `name` go: the results folder of a source checkout, else the current folder."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / "pyproject.toml").is_file():
+        return root / "experiments" / "benchmarks" / "results" / f"{name}.csv"
+    return Path(f"longconv-bench-{name}.csv")
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Append rows to a CSV file; a new one, and folders on the way, are made with a header line.
+
+    Raises:
+        ValueError: the file has other columns. It is left as it was.
+    """
+    columns = [field.name for field in fields(Row)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists() or path.stat().st_size == 0
+    if not is_new:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file))
+        if header != columns:
+            raise ValueError(f"{path} has columns {', '.join(header)}; these rows have {', '.join(columns)}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        if is_new:
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def print_table(rows: Sequence[Row], console: Console) -> None:
+    """Print rows of one run, a block for every shape and mode."""
+    if not rows:
+        return
+    first = rows[0]
+    where = f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}"
+    versions = f"torch {first.torch}, python {first.python}, longconv {first.longconv}, {first.date}"
+    caption = "times in ms; ratio: median over that of the first; peak extra memory in MB, result included"
+    table = Table(title=f"{where}\n{versions}", caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("implementation", no_wrap=True)
+    for heading in ("median", "min", "max", "max/\nmedian", "ratio", "peak\nMB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    blocks = itertools.groupby(rows, key=lambda row: (Shape(row.B, row.D, row.L, row.K), row.mode))
+    for (shape, mode), block in blocks:
+        table.add_section()
+        table.add_row(f"[bold]L={shape.L} B={shape.B} D={shape.D}[/]" + (f" K={shape.K}" if shape.K != shape.L else ""))
+        table.add_row(f"[bold]{mode}[/]")
+        for row in block:
+            peak = "" if row.peak_extra_MB is None else f"{row.peak_extra_MB:.1f}"
+            if row.ms_median is None or row.ms_min is None or row.ms_max is None or row.ratio is None:
+                table.add_row(f"  {row.implementation}", "[bold red]wrong[/]")
+                continue
+            timing = Timing(row.ms_median, row.ms_min, row.ms_max)
+            times = [f"{ms:.3f}" if ms < 10 else f"{ms:.1f}" for ms in (timing.median, timing.min, timing.max)]
+            table.add_row(f"  {row.implementation}", *times, f"{timing.spread:.2f}", f"{row.ratio:.2f}", peak)
+    console.print(table)
+
+
+# Ours first; colours that stay apart for colour-blind readers, and a marker each.
+_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#E69F00", "^"), ("#009E73", "D"), ("#CC79A7", "v"), ("#666666", "P")]
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Draw median milliseconds against L on logarithmic axes into a PNG file, a panel for every mode.
+
+    The band around a line goes from the fastest to the slowest repeat. Rows without times are left out.
+    """
+    rows = [row for row in rows if row.ms_median is not None]
+    if not rows:
+        return
+    names = list(dict.fromkeys(row.implementation for row in rows))
+    lengths = sorted({row.L for row in rows})
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(MODES), sharey=True)
+    for panel, mode in zip(panels, MODES, strict=True):
+        for i, name in enumerate(names):
+            line = sorted((r for r in rows if (r.implementation, r.mode) == (name, mode)), key=lambda r: r.L)
+            color, marker = _STYLES[i % len(_STYLES)]
+            x = [row.L for row in line]
+            panel.fill_between(x, [r.ms_min for r in line], [r.ms_max for r in line], color=color, alpha=0.10, lw=0)
+            width = 2.6 if i == 0 else 1.4
+            medians = [row.ms_median for row in line]
+            panel.plot(x, medians, color=color, marker=marker, markersize=5, lw=width, label=name, zorder=9 - i)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.xaxis.set_major_locator(FixedLocator(lengths))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.set_title(mode, loc="left")
+        panel.set_xlabel("L, time steps")
+        panel.grid(axis="y", which="major", color="0.85")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("ms per call (median; band: min to max)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
+    first = rows[0]
+    figure.suptitle(f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, torch {first.torch}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
