@@ -15,7 +15,9 @@ Shapes: D channels, L taps, M = L - 1 taps after lag 0, m rows of H, d real stat
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,9 @@ from longconv.kernels.recurrence import modal_kernel
 _FALLBACK_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _SUSPECT = 32.0  # a fit this many times above what the singular values promise is worth a look at other orders
 _DONE = 1e3  # a fit this many roundings from the taps is not
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +93,9 @@ class FitReport:
         return "\n".join(lines)
 
 
+_PER_FILTER = tuple(field.name for field in dataclasses.fields(FitReport) if field.name != "length")
+
+
 @torch.no_grad()
 def hankel_singular_values(k: Tensor, n: int) -> Tensor:
     """Return the n leading Hankel singular values of each filter, largest first.
@@ -109,7 +117,7 @@ def hankel_singular_values(k: Tensor, n: int) -> Tensor:
     _check_taps(k)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    return hankel_svd(k[:, 1:].double(), n)[0]
+    return torch.cat(_map_parallel(lambda rows: hankel_svd(rows[:, 1:].double(), n)[0], _pieces(k)))
 
 
 @torch.no_grad()
@@ -154,21 +162,54 @@ def hankel_realisation(
     dtype = dtype or (torch.float64 if k.dtype == torch.float64 else torch.float32)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}")
-    wanted = max_order if order is None else order
 
+    def realise(rows: Tensor) -> tuple[Tensor, Tensor, FitReport]:
+        with torch.no_grad():  # grad mode is per thread
+            return _realise(rows, max_order if order is None else order, tol, dtype)
+
+    poles, residues, reports = zip(*_map_parallel(realise, _pieces(k)), strict=True)
+    report = FitReport(k.shape[1], **{name: torch.cat([getattr(r, name) for r in reports]) for name in _PER_FILTER})
+    N = max(1, int(report.modes.max()) if len(k) else 1)
+
+    def pack(pieces: tuple[Tensor, ...]) -> Tensor:  # modes come first, padding last
+        modes = torch.cat(pieces)[:, :N]
+        return torch.nn.functional.pad(modes, (0, N - modes.shape[1]))
+
+    return ModalFilter.from_modes(pack(poles), pack(residues), k[:, 0], dtype=dtype), report
+
+
+def _pieces(k: Tensor) -> tuple[Tensor, ...]:
+    # Sizes depend on D alone, so that the result does not depend on the number of threads.
+    return k.split(max(1, min(16, len(k) // 8)))
+
+
+def _map_parallel(function: Callable[[Tensor], T], pieces: Sequence[Tensor]) -> list[T]:
+    """Map over the pieces with one thread each: the matrices are too small to be worth sharing among threads."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(pieces) == 1 or pieces[0].device.type != "cpu":
+        return [function(piece) for piece in pieces]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, pieces))
+    finally:
+        torch.set_num_threads(threads)  # part of the setting is shared by the threads of the process
+
+
+def _realise(k: Tensor, max_order: int, tol: float | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, FitReport]:
+    """Return poles and residues (D, d) complex128, each filter's padding at the end of its row, and their report."""
     g = k[:, 1:].double()
-    sigma, shift, last_row = hankel_svd(g, wanted + 1)
+    sigma, shift, last_row = hankel_svd(g, max_order + 1)
     # Rounding each tap to k's dtype moves H by about eps ||g|| in norm; the SVD itself is good to a few eps sigma_1.
     noise = torch.finfo(k.dtype).eps * torch.linalg.vector_norm(g, dim=-1)
     rank = (sigma > torch.maximum(noise, _rounding(sigma, k.shape[1]))[:, None]).sum(-1)
     norm = torch.linalg.vector_norm(k.double(), dim=-1)
     search = _Search(g, sigma, shift, last_row, norm, torch.finfo(dtype).eps)
-    cap = rank.clamp(max=wanted)
-    search.improve(cap)
+    search.improve(rank.clamp(max=max_order))
     if tol is not None:
         search.shrink(tol)
-    modal = _to_filter(search, k, dtype)
-    return modal, _report(modal, k, search, rank)
+    poles, residues = _modes(search, k[:, 0], dtype)
+    modal = ModalFilter.from_modes(poles, residues, k[:, 0], dtype=dtype)
+    return poles, residues, _report(modal, k, search, rank)
 
 
 class _Search:
@@ -281,29 +322,21 @@ def _spread_small(poles: Tensor, order: Tensor, eps: float) -> Tensor:
     return poles
 
 
-def _to_filter(search: _Search, k: Tensor, dtype: torch.dtype) -> ModalFilter:
-    """Round the poles found to the parameters of a `ModalFilter`, refit the residues to those, and pack the modes."""
+def _modes(search: _Search, passthrough: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the poles found as modes, slowest first, with the best residues for them as a `ModalFilter` rounds them."""
     poles, order = search.poles, search.order
-    passthrough = k[:, 0].to(dtype)
-    # Elementwise, so the rounded poles here are those of the packed filter below.
-    rounded = ModalFilter.from_modes(poles, torch.zeros_like(poles), passthrough, dtype=dtype).poles.to(
-        torch.complex128
-    )
+    # Rounding is elementwise, so that these are the poles of the final filter.
+    modal = ModalFilter.from_modes(poles, torch.zeros_like(poles), passthrough, dtype=dtype)
+    rounded = modal.poles.to(torch.complex128)
     rounded = torch.where(poles.imag == 0, rounded.real + 0j, rounded)
     c = fit_residues(rounded, order, search.g, search.eps)[0]
     partner = torch.nn.functional.pad(c[:, 1:], (0, 1))
     residues = torch.complex(c, torch.where(poles.imag > 0, partner, 0.0))
 
-    used = (torch.arange(poles.shape[1], device=k.device) < order[:, None]) & (poles.imag >= 0)
-    N = max(1, int(used.sum(-1).max()) if len(k) else 1)
+    used = (torch.arange(poles.shape[1], device=poles.device) < order[:, None]) & (poles.imag >= 0)
     index = torch.where(used, poles.abs(), -1.0).argsort(dim=-1, descending=True, stable=True)
-    keep = used.gather(-1, index)
-
-    def pack(values: Tensor) -> Tensor:
-        values = torch.where(keep, values.gather(-1, index), 0.0)[:, :N]
-        return torch.nn.functional.pad(values, (0, N - values.shape[1]))
-
-    return ModalFilter.from_modes(pack(poles), pack(residues), passthrough, dtype=dtype)
+    used = used.gather(-1, index)
+    return torch.where(used, poles.gather(-1, index), 0.0), torch.where(used, residues.gather(-1, index), 0.0)
 
 
 def _report(modal: ModalFilter, k: Tensor, search: _Search, rank: Tensor) -> FitReport:
@@ -316,17 +349,21 @@ def _report(modal: ModalFilter, k: Tensor, search: _Search, rank: Tensor) -> Fit
         error[rows] = k[rows].double() - modal_kernel(poles[rows], residues[rows], h_0, L)
         gross = modal_kernel(poles[rows].abs() + 0j, residues[rows].abs() + 0j, h_0.abs(), L)
         cancellation[rows] = torch.linalg.vector_norm(gross, dim=-1)
-    sigma = search.sigma
+    sigma, order = search.sigma, search.order
+    # Each complex pair of states is one mode.
+    modes = order - (
+        (search.poles.imag < 0) & (torch.arange(search.poles.shape[1], device=k.device) < order[:, None])
+    ).sum(-1)
     beyond = torch.nn.functional.pad(sigma, (0, 1)).gather(-1, search.order[:, None].clamp(max=sigma.shape[1]))[:, 0]
     hankel = hankel_svd(error[:, 1:], 1)[0][:, 0]
     fields = {
         "order": search.order,
-        "modes": (residues != 0).sum(-1),
+        "modes": modes,
         "relative_error": _ratio(torch.linalg.vector_norm(error, dim=-1), search.norm),
         "error_bound": error_bound(sigma, search.order, L - 1, search.norm),
         "hankel_error": _ratio(hankel, sigma[:, 0]),
         "hankel_bound": _ratio((beyond - _rounding(sigma, L)).clamp(min=0), sigma[:, 0]),
-        "radius": poles.abs().amax(-1),
+        "radius": torch.nn.functional.pad(poles.abs(), (0, 1)).amax(-1),
         "cancellation": _ratio(cancellation, search.norm),
         "numerical_rank": rank,
         "singular_values": sigma,

@@ -91,6 +91,9 @@ class ModalFilter(nn.Module):
         self.frequency.copy_(n.expand_as(self.frequency))
         nn.init.normal_(self.residue)
         nn.init.normal_(self.passthrough)
+        self._mark_parameters()
+
+    def _mark_parameters(self) -> None:
         for parameter in self.parameters():
             parameter._optim = {"lr": self.lr, "weight_decay": 0.0}  # type: ignore[attr-defined]
 
@@ -131,7 +134,9 @@ class ModalFilter(nn.Module):
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} must be finite")
         dtype = dtype or poles.dtype.to_real()
-        module = cls(*poles.shape, lr=lr, device=poles.device, dtype=dtype)
+        # By way of the meta device, so as not to draw an initialisation from the global generator.
+        module = cls(*poles.shape, lr=lr, device="meta", dtype=dtype).to_empty(device=poles.device)
+        module._mark_parameters()
         exact = poles.detach().to(torch.complex128)
         radius = exact.abs()
         # -log|lambda| = exp(log_decay) + eps; what is left above eps may be zero or less, hence the clamp.

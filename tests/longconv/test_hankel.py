@@ -53,6 +53,8 @@ def check(k, modal, report):
     assert (report.order <= report.numerical_rank).all()
     assert (report.modes <= modal.order).all()
     assert (report.order <= 2 * report.modes).all()
+    assert (report.modes >= (modal.residues != 0).sum(-1)).all()
+    assert not modal.poles[torch.arange(modal.order) >= report.modes[:, None]].any()
 
 
 def dense_hankel(g):
@@ -193,6 +195,22 @@ def test_scale_does_not_matter():
     errors = [hankel_realisation(k * scale, order=10)[1].relative_error for scale in (1.0, 2.0**-200, 2.0**200)]
     torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-12)
     torch.testing.assert_close(errors[0], errors[2], rtol=1e-3, atol=1e-12)
+
+
+def test_result_depends_neither_on_threads_nor_on_the_generator():
+    k = implicit_filters(20, 300, 3, 5.0)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            before = torch.get_rng_state()
+            results.append(hankel_realisation(k, order=10)[0](300))
+            assert torch.equal(before, torch.get_rng_state())
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6 * k.abs().max().item())
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-6 * k.abs().max().item())
 
 
 def test_distilled_filter_streams():

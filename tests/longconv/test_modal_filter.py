@@ -62,6 +62,7 @@ def test_from_modes_reproduces_the_modes(dtype):
     assert torch.equal(module.residues, residues)
     assert torch.equal(module.passthrough, passthrough)
     assert module.poles.dtype == dtype.to_complex()
+    assert all(p._optim == {"lr": 1e-3, "weight_decay": 0.0} for p in module.parameters())
     assert_close(module(50), modal_kernel_reference(poles, residues, passthrough, 50), torch.float32)
 
 
