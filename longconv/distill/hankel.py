@@ -323,7 +323,7 @@ def _spread_small(poles: Tensor, order: Tensor, eps: float) -> Tensor:
 
 
 def _modes(search: _Search, passthrough: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the poles found as modes, slowest first, with the best residues for them as a `ModalFilter` rounds them."""
+    """Return the poles found as modes, slowest first, with the best residues for them as `ModalFilter` rounds them."""
     poles, order = search.poles, search.order
     # Rounding is elementwise, so that these are the poles of the final filter.
     modal = ModalFilter.from_modes(poles, torch.zeros_like(poles), passthrough, dtype=dtype)
