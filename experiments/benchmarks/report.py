@@ -15,7 +15,7 @@ import torch
 
 try:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -213,7 +213,7 @@ _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#E69F00", "^"), ("#009E73", "D"
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw median milliseconds against L on logarithmic axes into a PNG file, a panel for every mode.
 
-    The band around a line goes from the fastest to the slowest repeat. Rows without times are left out.
+    Thin bars go from the fastest to the slowest repeat. Rows without times are left out.
     """
     rows = [row for row in rows if row.ms_median is not None]
     if not rows:
@@ -226,25 +226,31 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         for i, name in enumerate(names):
             line = sorted((r for r in rows if (r.implementation, r.mode) == (name, mode)), key=lambda r: r.L)
             color, marker = _STYLES[i % len(_STYLES)]
-            x = [row.L for row in line]
-            panel.fill_between(x, [r.ms_min for r in line], [r.ms_max for r in line], color=color, alpha=0.10, lw=0)
-            width = 2.6 if i == 0 else 1.4
+            x = [row.L * 2 ** (0.06 * (i - (len(names) - 1) / 2)) for row in line]  # side by side, so that bars show
             medians = [row.ms_median for row in line]
+            panel.vlines(x, [row.ms_min for row in line], [row.ms_max for row in line], color=color, lw=0.9, alpha=0.7)
+            width = 2.6 if i == 0 else 1.4
             panel.plot(x, medians, color=color, marker=marker, markersize=5, lw=width, label=name, zorder=9 - i)
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.xaxis.set_major_locator(FixedLocator(lengths))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panel.xaxis.set_major_formatter(FuncFormatter(_length_label))
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.set_title(mode, loc="left")
         panel.set_xlabel("L, time steps")
         panel.grid(axis="y", which="major", color="0.85")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("ms per call (median; band: min to max)")
+    panels[0].set_ylabel("ms per call: median, min to max")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
     first = rows[0]
     figure.suptitle(f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, torch {first.torch}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _length_label(length: float, _: int) -> str:
+    return f"{length / 1024:g}k" if length >= 1024 and length % 1024 == 0 else f"{length:g}"
