@@ -64,14 +64,19 @@ def _run(name: str, argv: list[str]) -> int:
         from difflib import get_close_matches
 
         near = get_close_matches(name, COMMANDS, n=1)
-        raise ValueError(f"unknown command; known: {', '.join(COMMANDS)}" + (f"; did you mean {near[0]}?" if near else ""))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown command; known: {', '.join(COMMANDS)}{hint}")
     try:
         import tyro
     except ImportError as error:
         raise ImportError("the command line needs: pip install 'longconv[train]'") from error
-    command: Callable[..., Any]
+    commands: dict[str, Callable[..., Any]] = {
+        "evaluate": evaluate, "distill": distill, "generate": generate, "info": info
+    }  # fmt: skip
     if name == "demo":
-        from longconv.experiments.demo import run as command
+        from longconv.experiments import demo
+
+        commands["demo"] = demo.run
     elif name == "train":
         from longconv.training import TrainConfig
 
@@ -82,9 +87,7 @@ def _run(name: str, argv: list[str]) -> int:
 
         tyro.extras.subcommand_cli_from_dict(BENCHMARKS, prog="longconv bench", args=argv)
         return 0
-    else:
-        command = {"evaluate": evaluate, "distill": distill, "generate": generate, "info": info}[name]
-    tyro.cli(command, prog=f"longconv {name}", args=argv)
+    tyro.cli(commands[name], prog=f"longconv {name}", args=argv)
     return 0
 
 
@@ -253,7 +256,9 @@ def info(model: Path | None = None, /) -> None:
     from longconv.layers import LAYERS
 
     if model is None:
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        device = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+        )
         print(f"longconv {__version__}, Python {platform.python_version()}, torch {torch.__version__}, {device}")
         print(f"mixers: {', '.join(sorted(LAYERS))}")
         return
@@ -262,10 +267,11 @@ def info(model: Path | None = None, /) -> None:
     loaded = load_model(model)
     config = loaded.config
     print(f"{type(loaded).__name__}: {sum(p.numel() for p in loaded.parameters()):,} parameters")
-    print(f"vocabulary {config.vocab_size:,}, {config.hidden_size} channels, up to {config.max_position_embeddings} tokens")
+    limit = f"up to {config.max_position_embeddings:,} tokens"
+    print(f"vocabulary {config.vocab_size:,}, {config.hidden_size} channels, {limit}")
     for index, block in enumerate(loaded.base_model.layers):
-        filters = [f"{type(f).__name__}({f.extra_repr()})" for f in block.mixer.long_filters]
-        print(f"layer {index}: {type(block.mixer).__name__}({block.mixer.extra_repr()})" + "".join(f" {f}" for f in filters))
+        parts = [block.mixer, *block.mixer.long_filters]
+        print(f"layer {index}: " + ", ".join(f"{type(part).__name__}({part.extra_repr()})" for part in parts))
 
 
 if __name__ == "__main__":

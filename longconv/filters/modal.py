@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
 
+from .base import Filter
+
 # log of the decay rate that stands for lambda = 0: exp(-exp(10)) underflows to zero in every dtype.
 _LOG_DECAY_OF_ZERO = 10.0
 
@@ -25,7 +27,7 @@ class Modes(NamedTuple):
     passthrough: Tensor
 
 
-class ModalFilter(nn.Module):
+class ModalFilter(Filter):
     """D filters of N complex modes each, stable by construction, with the recurrence that computes the same.
 
     With dt = exp(log_dt):

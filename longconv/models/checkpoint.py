@@ -20,7 +20,8 @@ from .configuration import LongConvConfig
 def written_whole(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder beside `folder`, and give it that name at the end if nothing was raised.
 
-    What stood at `folder` before is replaced only then. If writing fails (a full disk, say), the partial folder is removed.
+    What stood at `folder` before is replaced only then. If writing fails (a full disk, say), the partial folder is
+    removed.
 
     Raises:
         OSError: in one line, naming the folder, for whatever went wrong with the disk.
@@ -88,9 +89,10 @@ def load_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = No
             config = AutoConfig.from_pretrained(folder)
             if not isinstance(config, LongConvConfig):
                 raise ValueError(f"it holds a {config.model_type!r} model")
-            model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not a whole longconv model: {first_line(error)}") from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{folder} is not a whole longconv model: weights are missing, {missing[0]} among them")
     return model.eval()

@@ -1,0 +1,70 @@
+"""How long a token takes to generate, against the length of the context: models interleaved in one process."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from longconv.models import LongConvCache
+
+
+@dataclass(frozen=True)
+class DecodeTiming:
+    """Milliseconds per token (batch of one) of a model after `context` tokens: median and range over the tokens."""
+
+    model: str
+    context: int
+    ms: float
+    ms_min: float
+    ms_max: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """From the median."""
+        return 1e3 / self.ms
+
+
+@torch.inference_mode()
+def time_decoding(
+    models: dict[str, Any],
+    contexts: Sequence[int],
+    tokens: torch.Tensor,
+    *,
+    steps: int = 48,
+    progress: Callable[[str], None] | None = None,
+) -> list[DecodeTiming]:
+    """Prefill each model with each context, then time one token at a time, the models and contexts in turn.
+
+    Args:
+        models: name -> language model in eval mode.
+        contexts: lengths of the prefix.
+        tokens: (T,) ids to take prefixes and next tokens from, T > max(contexts) + steps.
+        steps: tokens that are timed, after four that are not.
+        progress: called with a line before each prefill.
+
+    Raises:
+        ValueError: too few tokens.
+    """
+    warm_up = 4
+    if tokens.numel() < max(contexts) + steps + warm_up:
+        raise ValueError(f"tokens must be at least {max(contexts) + steps + warm_up} ids, got {tokens.numel()}")
+    caches = {}
+    for name, model in models.items():
+        for context in contexts:
+            if progress is not None:
+                progress(f"prefill {name}, {context:,} tokens")
+            cache = LongConvCache(model.config.num_hidden_layers)
+            model(input_ids=tokens[None, :context], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            caches[name, context] = cache
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in caches}
+    for step in range(warm_up + steps):
+        for (name, context), cache in caches.items():
+            token = tokens[None, context + step : context + step + 1]
+            started = time.perf_counter()
+            models[name](input_ids=token, past_key_values=cache, use_cache=True)
+            if step >= warm_up:
+                times[name, context].append(1e3 * (time.perf_counter() - started))
+    return [DecodeTiming(*key, statistics.median(ms), min(ms), max(ms)) for key, ms in times.items()]

@@ -1,0 +1,12 @@
+"""Training with the Hugging Face Trainer: our optimiser groups, schedule, log and checkpoints.
+
+config.py is what can be chosen; run.py is `train`, the whole of it; trainer.py is what we do differently from the
+Trainer (parameter groups, a schedule that can follow the clock, checkpoints written whole); callbacks.py keeps the
+clock, the log and the progress bar.
+"""
+
+from .config import TrainConfig
+from .run import TrainResult, train
+from .trainer import parameter_groups, schedule
+
+__all__ = ["TrainConfig", "TrainResult", "parameter_groups", "schedule", "train"]

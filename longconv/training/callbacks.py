@@ -1,0 +1,109 @@
+"""What happens beside the training steps: the clock, the log, the progress bar."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+from .config import TrainConfig
+
+
+class Clock(TrainerCallback):
+    """Seconds of training, those before a resume included; stops the run when `minutes` are over."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = None if minutes is None else 60 * minutes
+        self.earlier = 0.0
+        self.start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self.earlier + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def progress(self, step: int, steps: int) -> float:
+        """Fraction of the run that is over, by steps or by the clock, whichever is further."""
+        by_steps = step / steps if steps else 0.0
+        return by_steps if self.limit is None else max(by_steps, min(1.0, self.seconds / self.limit))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start with the first step, so that loading the data does not count."""
+        self.start = time.monotonic() if self.start is None else self.start
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop when the time is over."""
+        if self.limit is not None and self.seconds >= self.limit:
+            control.should_training_stop = True
+
+
+class Log(TrainerCallback):
+    """log.jsonl: what the Trainer reports, a line at a time, flushed at once."""
+
+    def __init__(self, path: Path, clock: Clock, config: TrainConfig) -> None:
+        self.path, self.clock, self.config = path, clock, config
+        self.rows: list[dict[str, Any]] = []
+        if not config.resume:
+            path.unlink(missing_ok=True)
+
+    def keep_up_to(self, step: int) -> None:
+        """Drop the lines after a checkpoint: they will be written again."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row["step"] <= step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one line."""
+        logs = {name.removeprefix("eval_"): v for name, v in (logs or {}).items() if not name.startswith("train_")}
+        if "loss" not in logs:
+            return
+        is_eval = "bits_per_byte" in logs
+        names = ("bits_per_byte", "perplexity") if is_eval else ("learning_rate", "grad_norm")
+        row = {
+            "step": state.global_step,
+            "split": "validation" if is_eval else "train",
+            "loss": logs["loss"],
+            **{name: logs[name] for name in names if name in logs},
+            "seconds": round(self.clock.seconds, 3),
+            "tokens": state.global_step * self.config.tokens_per_step,
+        }
+        if is_eval and any(old["step"] == row["step"] and old["split"] == row["split"] for old in self.rows):
+            return  # the final evaluation, at a step that was evaluated anyway
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class ProgressBar(TrainerCallback):
+    """One line: how far, the last loss, tokens per second."""
+
+    def __init__(self, clock: Clock, config: TrainConfig) -> None:
+        self.clock, self.config = clock, config
+        self.bar: Any = None
+        self.first = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        by_clock = self.clock.limit is not None
+        form = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} " + ("s" if by_clock else "steps") + "{postfix}"
+        total = self.clock.limit if by_clock else self.config.steps
+        self.bar = tqdm(total=total, desc=f"train {self.config.mixers}", bar_format=form, dynamic_ncols=True)
+        self.first = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Advance the bar."""
+        now = self.clock.seconds if self.clock.limit is not None else state.global_step
+        self.bar.update(min(now, self.bar.total) - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the last loss and the rate."""
+        if self.bar is not None and logs is not None and "loss" in logs:
+            tokens = (state.global_step - self.first) * self.config.tokens_per_step
+            rate = tokens / max(self.clock.seconds - self.clock.earlier, 1e-9)
+            self.bar.set_postfix_str(f"step {state.global_step}, loss {logs['loss']:.3f}, {rate:,.0f} tokens/s")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()

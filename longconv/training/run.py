@@ -1,0 +1,141 @@
+"""`train`: from a `TrainConfig` to a trained model in a folder."""
+
+import dataclasses
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
+
+from longconv.models import LongConvForCausalLM, save_model
+from longconv.models.checkpoint import first_line
+
+from .callbacks import Clock, Log, ProgressBar
+from .config import TrainConfig
+from .trainer import LongConvTrainer, checkpoints
+
+
+@dataclass
+class TrainResult:
+    """The trained model in eval mode, its task, the rows of the log, and the final metrics on the validation split."""
+
+    model: LongConvForCausalLM
+    task: Any
+    log: list[dict[str, Any]]
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train as `config` says; the final model and tokenizer are in `config.output / "model"`.
+
+    The log is `log.jsonl` (one JSON object per line: step, loss in nats per token, learning rate, seconds, tokens; with
+    `bits_per_byte` in lines of an evaluation). With `resume`, training goes on from the last checkpoint, and from there
+    on gives the losses that an uninterrupted run gives.
+
+    Raises:
+        ValueError: an option that does not fit, an output folder of another run, or a damaged checkpoint.
+        FileNotFoundError: `resume` without a checkpoint.
+        OSError: the disk is full; checkpoints written so far stay whole.
+    """
+    output = Path(config.output)
+    checkpoint = _last_checkpoint(output) if config.resume else None
+    _claim(output, config)
+    task = config.open_task()
+    model = config.build_model(task.tokenizer)
+    if config.gradient_checkpointing:
+        # Renamed within transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
+    splits = task.splits()
+    validation = splits["validation"]
+    if config.evaluate_batches:
+        validation = validation.select(range(min(len(validation), config.evaluate_batches * config.batch_size)))
+    clock = Clock(config.minutes)
+    log = Log(output / "log.jsonl", clock, config)
+    trainer = LongConvTrainer(
+        config,
+        clock,
+        model=model,
+        args=_arguments(config),
+        train_dataset=splits["train"],
+        eval_dataset=validation,
+        data_collator=task.collate,
+        compute_metrics=task.compute_metrics,
+        preprocess_logits_for_metrics=task.preprocess_logits_for_metrics,
+        callbacks=[clock, log],
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    if not config.quiet:
+        trainer.add_callback(ProgressBar(clock, config))
+    if checkpoint is not None:
+        log.keep_up_to(int(checkpoint.name.rpartition("-")[2]))
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError, json.JSONDecodeError) as error:
+        if checkpoint is None or trainer.state.global_step > int(checkpoint.name.rpartition("-")[2]):
+            raise
+        hint = "delete it to resume from an earlier one"
+        raise ValueError(f"checkpoint {checkpoint} is damaged ({first_line(error)}); {hint}") from error
+    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    trained = model.eval()
+    save_model(trained, output / "model", task.tokenizer)
+    return TrainResult(trained, task, log.rows, metrics)
+
+
+def _arguments(config: TrainConfig) -> TrainingArguments:
+    """What the Trainer is told; schedule and groups are ours."""
+    return TrainingArguments(
+        output_dir=str(config.output),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        max_steps=config.steps or 10**9,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        use_cpu=not torch.accelerator.is_available(),
+        bf16=config.precision == "bfloat16",
+        torch_compile=config.compile,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # a NaN must show
+        eval_strategy="steps" if config.evaluate_every else "no",
+        eval_steps=config.evaluate_every or None,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 500,
+        seed=config.seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=config.quiet,
+    )
+
+
+def _last_checkpoint(output: Path) -> Path:
+    found = checkpoints(output)
+    if not found:
+        raise FileNotFoundError(f"nothing to resume: no checkpoint in {output}")
+    return found[-1]
+
+
+def _claim(output: Path, config: TrainConfig) -> None:
+    """Write the configuration into the output folder, or compare it with the one that is there."""
+    free = {"output", "resume", "quiet", "save_every", "evaluate_every", "evaluate_batches"}  # change no loss
+    ours = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items() if k not in free}
+    path = output / "train.json"
+    if config.resume and path.exists():
+        theirs = json.loads(path.read_text())
+        for name in ours.keys() | theirs.keys():
+            if ours.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{output} was trained with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}; "
+                    "resume with the same options, or choose another output"
+                )
+    elif checkpoints(output):
+        raise ValueError(f"{output} holds the checkpoints of an earlier run: resume it, or choose another output")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ours, indent=1))
