@@ -1,0 +1,151 @@
+"""The command line, as a user meets it: help, every command, and one line for every mistake."""
+
+import json
+
+import pytest
+
+from longconv import cli
+from longconv.models import load_model
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, corpus):
+    """A tiny model, trained by the command line."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    argv = [
+        "train",
+        "--output",
+        str(folder),
+        "--data",
+        str(corpus),
+        "--tokenizer",
+        "bytes",
+        "--length",
+        "64",
+        "--steps",
+    ]
+    argv += [
+        "6",
+        "--hidden-size",
+        "16",
+        "--layers",
+        "2",
+        "--max-length",
+        "128",
+        "--batch-size",
+        "2",
+        "--log-every",
+        "2",
+    ]
+    code = cli.main([*argv, "--quiet", "--mixer-options", '{"hyena": {"order": 2}}'])
+    assert code == 0
+    return folder
+
+
+def fails(capsys, *argv: str) -> str:
+    """The one line on stderr with which a command fails."""
+    assert cli.main(list(argv)) == 1
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return lines[0]
+
+
+def test_help_lists_every_command_with_examples(capsys):
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+    assert "examples:" in out
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_of_each_command(command, capsys):
+    argv = [command, "fftconv", "--help"] if command == "bench" else [command, "--help"]
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(argv)
+    assert exit_.value.code == 0
+    assert f"usage: longconv {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+def test_train_then_distill_evaluate_generate_info(run_folder, corpus, tmp_path, capsys):
+    model, distilled, report = run_folder / "model", tmp_path / "distilled", tmp_path / "report"
+    assert cli.main(["distill", str(model), str(distilled), "--order", "4", "--report", str(report)]) == 0
+    assert "relative L2 error" in capsys.readouterr().out
+    assert load_model(distilled).config.layer_options["0"]["filter"]["name"] == "modal"
+    assert sorted(path.name for path in report.iterdir()) == ["filters.png", "hankel.png", "report.json"]
+
+    assert cli.main(["evaluate", str(distilled), "--data", str(corpus), "--json-output"]) == 0
+    metrics = json.loads(capsys.readouterr().out)
+    assert 0 < metrics["bits_per_byte"] < 8.1
+    assert cli.main(["evaluate", str(model), "--data", str(corpus), "--split", "validation"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+
+    assert (
+        cli.main(["generate", str(distilled), "--prompt", "def ", "--max-new-tokens", "9", "--temperature", "0"]) == 0
+    )
+    captured = capsys.readouterr()
+    assert captured.out.startswith("def ")
+    assert "tokens/s" in captured.err
+
+    assert cli.main(["info", str(distilled)]) == 0
+    assert "ModalFilter" in capsys.readouterr().out
+    assert cli.main(["info"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_an_attention_model_cannot_be_distilled_or_given_too_long_a_prompt(tmp_path, corpus, capsys):
+    folder = tmp_path / "attention"
+    argv = [
+        "train",
+        "--output",
+        str(folder),
+        "--data",
+        str(corpus),
+        "--tokenizer",
+        "bytes",
+        "--length",
+        "32",
+        "--steps",
+    ]
+    argv += ["2", "--hidden-size", "16", "--layers", "1", "--mixers", "attention", "--batch-size", "1", "--quiet"]
+    argv += ["--mixer-options", '{"attention": {"num_heads": 2}}']
+    assert cli.main(argv) == 0
+    capsys.readouterr()
+    line = fails(capsys, "distill", str(folder / "model"), str(tmp_path / "out"))
+    assert "no long filter to distil" in line
+    line = fails(capsys, "generate", str(folder / "model"), "--prompt", "x" * 40)
+    assert "exceed the model's limit of 32" in line
+
+
+def test_mistakes_are_one_line(run_folder, tmp_path, corpus, capsys):
+    model, nothing, train = (
+        str(run_folder / "model"),
+        str(tmp_path / "nothing"),
+        ["train", "--output", str(tmp_path / "o")],
+    )
+    (tmp_path / "empty").mkdir()
+    assert "did you mean train?" in fails(capsys, "trian")
+    assert "no model folder" in fails(capsys, "evaluate", nothing)
+    assert "no model folder" in fails(capsys, "distill", nothing, nothing)
+    assert "no model folder" in fails(capsys, "generate", nothing)
+    assert "no model folder" in fails(capsys, "info", nothing)
+    assert "exactly one of order and tol" in fails(capsys, "distill", model, nothing, "--order", "2", "--tol", "0.1")
+    assert "length 999 is longer than" in fails(capsys, "evaluate", model, "--data", str(corpus), "--length", "999")
+    assert "temperature must not be negative" in fails(capsys, "generate", model, "--temperature", "-1")
+    assert "nothing to resume" in fails(capsys, *train, "--resume")
+    assert "unknown mixer 'hyenna'" in fails(capsys, *train, "--data", str(corpus), "--mixers", "hyenna")
+    assert "unknown task 'lmm'" in fails(capsys, *train, "--task", "lmm")
+    assert str(tmp_path / "empty") in fails(capsys, *train, "--data", str(tmp_path / "empty"))
+    assert nothing in fails(capsys, *train, "--data", nothing)
+
+
+def test_unknown_options_are_refused(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", "--output", "x", "--hiden-size", "3"])
+    assert exit_.value.code != 0
+    assert "hiden-size" in capsys.readouterr().err.replace("\n", "")
