@@ -128,9 +128,11 @@ def _blocks(shape: torch.Size, n: int, device: torch.device) -> Iterator[tuple[s
     B, D, _ = shape
     if shape.numel() == 0:
         return
+    # At least a row per thread: one row shared by two threads crosses between their caches at every step. Rows of the
+    # batch come first, because they share a filter, whose spectrum then takes less of the cache.
     rows = max(torch.get_num_threads(), BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE) // n)
-    per_d = min(D, rows)
-    per_b = max(1, rows // per_d)
+    per_b = min(B, rows)
+    per_d = min(D, max(1, rows // per_b))
     batches = [slice(b, min(b + per_b, B)) for b in range(0, B, per_b)]
     for d in range(0, D, per_d):
         yield slice(d, min(d + per_d, D)), batches

@@ -71,7 +71,8 @@ class RightAnglePlan:
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points."""
-        return torch.fft.fft(x * self.psi[: x.shape[-1]], self.n)
+        z = x.to(self.psi.dtype).mul_(self.psi[: x.shape[-1]])  # a product real * complex would make two copies
+        return torch.fft.fft(z, self.n)
 
     def inverse(self, X: Tensor, out: Tensor) -> Tensor:
         """Write the first samples into `out` (..., m <= n); may overwrite X."""
