@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train, distil and generate with a small Hyena language model 
 	$(BIN)/longconv demo
 
 test: lint  ## lint, types and the whole test suite
-	$(BIN)/pytest -m "not slow and not gpu and not network"
+	$(BIN)/pytest -n auto -m "not slow and not gpu and not network"
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -41,16 +41,17 @@ def time_decoding(
     Args:
         models: name -> language model in eval mode.
         contexts: lengths of the prefix.
-        tokens: (T,) ids to take prefixes and next tokens from, T > max(contexts) + steps.
-        steps: tokens that are timed, after four that are not.
+        tokens: (T,) ids to take prefixes and next tokens from, enough for the longest context.
+        steps: tokens that are timed, at least, for each model and context.
         progress: called with a line before each prefill.
 
     Raises:
         ValueError: too few tokens.
     """
-    warm_up = 4
-    if tokens.numel() < max(contexts) + steps + warm_up:
-        raise ValueError(f"tokens must be at least {max(contexts) + steps + warm_up} ids, got {tokens.numel()}")
+    burst = 4
+    needed = max(contexts) + (1 + burst) * -(-steps // burst)
+    if tokens.numel() < needed:
+        raise ValueError(f"tokens must be at least {needed} ids, got {tokens.numel()}")
     caches = {}
     for name, model in models.items():
         for context in contexts:
@@ -60,11 +61,13 @@ def time_decoding(
             model(input_ids=tokens[None, :context], past_key_values=cache, use_cache=True, logits_to_keep=1)
             caches[name, context] = cache
     times: dict[tuple[str, int], list[float]] = {key: [] for key in caches}
-    for step in range(warm_up + steps):
+    for _ in range(-(-steps // burst)):
+        # A few tokens at a time, the first not timed: it finds the caches full of what the model before it used.
         for (name, context), cache in caches.items():
-            token = tokens[None, context + step : context + step + 1]
-            started = time.perf_counter()
-            models[name](input_ids=token, past_key_values=cache, use_cache=True)
-            if step >= warm_up:
-                times[name, context].append(1e3 * (time.perf_counter() - started))
+            for step in range(1 + burst):
+                at = cache.get_seq_length()
+                started = time.perf_counter()
+                models[name](input_ids=tokens[None, at : at + 1], past_key_values=cache, use_cache=True)
+                if step > 0:
+                    times[name, context].append(1e3 * (time.perf_counter() - started))
     return [DecodeTiming(*key, statistics.median(ms), min(ms), max(ms)) for key, ms in times.items()]

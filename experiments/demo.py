@@ -89,13 +89,20 @@ def run(
     console.print(task.describe(), highlight=False)
 
     step(2, f"Distil the Hyena filters into recurrences, to a relative error of {tol:g}")
-    student, report = distill(results["hyena"].model, tol=tol)
+    with console.status("distil") as status:
+        student, report = distill(
+            results["hyena"].model, tol=tol, progress=lambda line: status.update(f"distil {line}")
+        )
     save_model(student, output / "distilled", task.tokenizer)
     console.print(str(report), highlight=False)
 
     step(3, "Evaluate on files that no model has seen")
     models = {"hyena": results["hyena"].model, "distilled": student, "attention": results["attention"].model}
-    quality = {name: task.evaluate(m, "test", max_batches=evaluate_batches, batch_size=8) for name, m in models.items()}
+    quality = {}
+    for name, model in models.items():
+        with console.status(f"evaluate {name}"):
+            quality[name] = task.evaluate(model, "test", max_batches=evaluate_batches, batch_size=8)
+        console.print(f"{name:<10}{quality[name]['bits_per_byte']:.4f} bits per byte", highlight=False)
 
     step(4, "Generate, from the convolution and from the recurrence")
     texts = {name: _continue(models[name], task.tokenizer, seed) for name in ("hyena", "distilled")}
@@ -104,7 +111,8 @@ def run(
 
     step(5, "Time a token against the length of the context")
     tokens = torch.from_numpy(task.stream("test")[: max(CONTEXTS) + 100].astype("int64"))
-    timings = time_decoding(models, CONTEXTS, tokens)
+    with console.status("time") as status:
+        timings = time_decoding(models, CONTEXTS, tokens, progress=lambda line: status.update(line))
 
     plots = [
         _plot_losses(results, output / "loss.png"),
@@ -178,7 +186,7 @@ class Summary:
             f"tokens/s at {long:,}",
         ):
             table.add_column(column, justify="left" if column == "model" else "right")
-        for name, label in (("hyena", "Hyena"), ("distilled", "Hyena, distilled"), ("attention", "attention")):
+        for name, label in (("hyena", "Hyena"), ("distilled", "  distilled"), ("attention", "attention")):
             trained = name if name in self.results else "hyena"
             table.add_row(
                 label,

@@ -9,7 +9,7 @@ from .report import DistillReport
 
 
 def plot_hankel(report: DistillReport, path: Path) -> Path:
-    """Hankel singular values relative to the largest: median over the filters of a layer, and their range."""
+    """Hankel singular values relative to the largest: median over the filters of a layer, and 10-90 % of them."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for n, fit in enumerate(report.layers):
@@ -18,12 +18,13 @@ def plot_hankel(report: DistillReport, path: Path) -> Path:
         order = torch.arange(sigma.shape[1])
         label = f"layer {fit.layer}" + (f", stage {fit.stage}" if fit.stage else "")
         axes.semilogy(order, relative.median(0).values, color=f"C{n % 10}", label=label)
-        axes.fill_between(order, relative.amin(0), relative.amax(0), color=f"C{n % 10}", alpha=0.15, linewidth=0)
+        low, high = relative.quantile(0.1, dim=0), relative.quantile(0.9, dim=0)
+        axes.fill_between(order, low, high, color=f"C{n % 10}", alpha=0.15, linewidth=0)
         axes.axvline(fit.fit.order.double().mean().item(), color=f"C{n % 10}", linestyle=":", linewidth=1)
     axes.set(
         xlabel="index d (real states)",
         ylabel=r"$\sigma_{d+1} / \sigma_1$",
-        title="Hankel singular values of the filters: median and range\n(dotted: mean order used)",
+        title="Hankel singular values of the filters: median and 10-90 % range\n(dotted: mean order used)",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -9,6 +9,7 @@ import tyro
 from transformers import set_seed
 
 from longconv import tasks
+from longconv.layers import check_mixer
 from longconv.models import LongConvConfig, LongConvForCausalLM
 
 #: A dictionary that is written as JSON on a command line.
@@ -96,7 +97,10 @@ class TrainConfig:
     evaluate_batches: int = 50
     quiet: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for an option out of range; `train` calls it (a command line parser would blur the error)."""
+        for name in self.mixers.split():
+            check_mixer(name)
         for name in ("batch_size", "accumulate", "hidden_size", "layers", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

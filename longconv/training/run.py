@@ -40,6 +40,7 @@ def train(config: TrainConfig) -> TrainResult:
         FileNotFoundError: `resume` without a checkpoint.
         OSError: the disk is full; checkpoints written so far stay whole.
     """
+    config.check()
     output = Path(config.output)
     checkpoint = _last_checkpoint(output) if config.resume else None
     _claim(output, config)

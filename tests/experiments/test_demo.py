@@ -19,7 +19,6 @@ def small(monkeypatch, tmp_path):
         changes = {
             "tokenizer": "bytes",
             "length": 32,
-            "max_length": 200,
             "hidden_size": 24,
             "layers": 1,
             "batch_size": 2,
@@ -28,7 +27,7 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(demo, "recipe", recipe)
-    monkeypatch.setattr(demo, "CONTEXTS", (16, 64))
+    monkeypatch.setattr(demo, "CONTEXTS", (16, 512))
 
 
 def test_demo(small, tmp_path, capsys):
@@ -39,7 +38,7 @@ def test_demo(small, tmp_path, capsys):
     assert abs(numbers["bits_per_byte_lost"]) < 0.01
     assert set(numbers["test"]) == {"hyena", "distilled", "attention"}
     assert {(row["model"], row["context"]) for row in numbers["tokens_per_second"]} == {
-        (model, context) for model in ("hyena", "distilled", "attention") for context in (16, 64)
+        (model, context) for model in ("hyena", "distilled", "attention") for context in (16, 512)
     }
     for name in ("hyena/model", "attention/model", "distilled"):
         load_model(tmp_path / "demo" / name)
@@ -62,5 +61,5 @@ def test_time_decoding_measures_every_model_and_context():
     timings = decoding.time_decoding(models, (4, 20), torch.randint(0, 10, (60,)), steps=5)
     assert [(t.model, t.context) for t in timings] == [("a", 4), ("a", 20), ("b", 4), ("b", 20)]
     assert all(0 < t.ms_min <= t.ms <= t.ms_max for t in timings)
-    with pytest.raises(ValueError, match="tokens must be at least 29 ids, got 25"):
+    with pytest.raises(ValueError, match="tokens must be at least 30 ids, got 25"):
         decoding.time_decoding(models, (4, 20), torch.zeros(25, dtype=torch.long), steps=5)

@@ -147,7 +147,7 @@ def test_errors_of_a_run(tmp_path, corpus):
 )
 def test_bad_options_are_named(tmp_path, corpus, change, message):
     with pytest.raises(ValueError, match=message):
-        config_for(tmp_path, corpus, **change)
+        train(config_for(tmp_path, corpus, **change))
 
 
 def test_gradient_checkpointing_and_bfloat16_train(tmp_path, corpus):
