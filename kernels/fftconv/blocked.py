@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .plan import CircularPlan, Plan, make_plan
+from .plan import CircularPlan, MonarchPlan, Plan, make_plan
 
 # Conjugates are taken with conj_physical: inside an operator the lazy `conj()` is not always resolved (torch.compile).
 
 # Complex points in a block: large enough to hide the cost of setting up an FFT, small enough for the cache (measured on
 # two cores; half or double loses a few per cent). Elsewhere launches cost more and caches matter less.
-BLOCK_POINTS = {"cpu": 2**18}
+BLOCK_POINTS = {"cpu": 2**19}
 BLOCK_POINTS_ELSEWHERE = 2**26
 
 
@@ -33,7 +33,7 @@ def conv_forward(
     L, dtype = u.shape[-1], _compute_dtype(u, k)
     plan = make_plan(L, circular, dtype, u.device)
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    for channels, batches in _blocks(u.shape, plan.n, u.device):
+    for channels, batches in _blocks(u.shape, plan, u.device):
         kf = _kernel_spectrum(plan, k, k_reverse, channels, L, dtype)
         for batch in batches:
             at = (batch, channels)
@@ -76,7 +76,7 @@ def conv_backward(
     ]
     du, dk, dskip, dk_reverse, dpre, dpost = grads
     needs_filter = needs_k or needs_reverse
-    for channels, batches in _blocks(u.shape, plan.n, u.device):
+    for channels, batches in _blocks(u.shape, plan, u.device):
         kf = _kernel_spectrum(plan, k, k_reverse, channels, L, dtype)
         kf_conj = torch.conj_physical(kf)
         weight = None if skip is None else skip[channels, None].to(dtype)
@@ -123,16 +123,23 @@ def _compute_dtype(u: Tensor, k: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (u.dtype, k.dtype) else torch.float32
 
 
-def _blocks(shape: torch.Size, n: int, device: torch.device) -> Iterator[tuple[slice, list[slice]]]:
+def _blocks(shape: torch.Size, plan: Plan, device: torch.device) -> Iterator[tuple[slice, list[slice]]]:
     """Yield slices of channels, each with the slices of the batch to go through for them."""
     B, D, _ = shape
     if shape.numel() == 0:
         return
-    # At least a row per thread: one row shared by two threads crosses between their caches at every step. Rows of the
-    # batch come first, because they share a filter, whose spectrum then takes less of the cache.
-    rows = max(torch.get_num_threads(), BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE) // n)
-    per_b = min(B, rows)
-    per_d = min(D, max(1, rows // per_b))
+    threads, points = torch.get_num_threads(), BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE)
+    if isinstance(plan, MonarchPlan):
+        # Channels first: rows that are neighbours in memory go into the matrix product without a copy. At least a row
+        # per thread, or one row crosses between their caches.
+        rows = max(threads, points // plan.n)
+        per_d = min(D, rows)
+        per_b = max(1, rows // per_d)
+    else:
+        # Batch first: filters are transformed in smaller groups (not tiny ones), whose spectra leave room in the cache.
+        rows = max(threads, points // plan.n)
+        per_b = min(B, max(1, rows // max(threads, rows // 4)))
+        per_d = min(D, max(1, rows // per_b))
     batches = [slice(b, min(b + per_b, B)) for b in range(0, B, per_b)]
     for d in range(0, D, per_d):
         yield slice(d, min(d + per_d, D)), batches

@@ -98,7 +98,7 @@ class TrainConfig:
     quiet: bool = False
 
     def check(self) -> None:
-        """Raise ValueError for an option out of range; `train` calls it (a command line parser would blur the error)."""
+        """Raise ValueError for an option out of range; `train` calls it (a parser would blur the error)."""
         for name in self.mixers.split():
             check_mixer(name)
         for name in ("batch_size", "accumulate", "hidden_size", "layers", "log_every"):
