@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-gpu test-slow bench clean
+.PHONY: help setup demo test lint test-gpu bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,9 +32,6 @@ lint: $(STAMP)  ## ruff and mypy
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/longconv
 	@ln -s $(CURDIR)/longconv/* $(CURDIR)/kernels $(CURDIR)/tasks $(CURDIR)/experiments $(TYPES)/longconv/
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p longconv
-
-test-slow: $(STAMP)  ## tests that take more than a minute each
-	$(BIN)/pytest -m slow
 
 test-gpu: $(STAMP)  ## tests that need a GPU
 	$(BIN)/pytest -m gpu
