@@ -1,5 +1,6 @@
 """How long a token takes to generate, against the length of the context: models interleaved in one process."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -61,9 +62,12 @@ def time_decoding(
             model(input_ids=tokens[None, :context], past_key_values=cache, use_cache=True, logits_to_keep=1)
             caches[name, context] = cache
     times: dict[tuple[str, int], list[float]] = {key: [] for key in caches}
+    turns, shuffle = list(caches.items()), random.Random(0).shuffle
     for _ in range(-(-steps // burst)):
-        # A few tokens at a time, the first not timed: it finds the caches full of what the model before it used.
-        for (name, context), cache in caches.items():
+        # A few tokens at a time, the first not timed, in changing order: a model is slower after one that filled the
+        # processor's caches, and that must not always meet the same.
+        shuffle(turns)
+        for (name, context), cache in turns:
             for step in range(1 + burst):
                 at = cache.get_seq_length()
                 started = time.perf_counter()

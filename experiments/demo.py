@@ -181,9 +181,9 @@ class Summary:
             "model",
             "parameters",
             "updates",
-            "test bits/byte",
-            f"tokens/s at {short}",
-            f"tokens/s at {long:,}",
+            "bits/byte",
+            f"tokens/s\nat {short}",
+            f"tokens/s\nat {long:,}",
         ):
             table.add_column(column, justify="left" if column == "model" else "right")
         for name, label in (("hyena", "Hyena"), ("distilled", "  distilled"), ("attention", "attention")):

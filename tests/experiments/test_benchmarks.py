@@ -244,13 +244,17 @@ def test_peak_of_a_known_allocation():
 
 @needs_proc
 def test_peak_memory_of_an_implementation():
-    shapes = [Shape(1, 4, 4096, 4096), Shape(1, 64, 16384, 16384)]
-    small, large = harness.peak_extra_MB(MODULE, "longconv", "forward+backward", shapes, "float32", "cpu", 1)
+    shapes = [Shape(1, 4, 4096, 4096), Shape(8, 16, 16384, 16384)]
+    (small, large), (_, naive) = (
+        harness.peak_extra_MB(MODULE, name, "forward+backward", shapes, "float32", "cpu", 1)
+        for name in ("longconv", "torch rfft")
+    )
     assert small is not None
     assert large is not None
-    total = 3 * 4 * 64 * 16384 / 1e6  # output and two gradients
+    assert naive is not None
+    results = 4 * (2 * 8 * 16 + 16) * 16384 / 1e6  # output and two gradients
     assert small < 10
-    assert total < large < 4 * total
+    assert results < large < naive / 2
 
 
 def test_failed_memory_measurement_is_reported(monkeypatch):
