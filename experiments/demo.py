@@ -100,8 +100,7 @@ def run(
     models = {"hyena": results["hyena"].model, "distilled": student, "attention": results["attention"].model}
     quality = {}
     for name, model in models.items():
-        with console.status(f"evaluate {name}"):
-            quality[name] = task.evaluate(model, "test", max_batches=evaluate_batches, batch_size=8)
+        quality[name] = task.evaluate(model, "test", max_batches=evaluate_batches, batch_size=8)
         console.print(f"{name:<10}{quality[name]['bits_per_byte']:.4f} bits per byte", highlight=False)
 
     step(4, "Generate, from the convolution and from the recurrence")

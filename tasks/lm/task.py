@@ -193,10 +193,12 @@ class LanguageModelling:
     def _batches(
         self, split: str, batch_size: int, max_batches: int | None, device: torch.device | str
     ) -> Iterator[dict[str, Tensor]]:
+        blocks = self._blocks(split)
         batches: Iterable[dict[str, Tensor]] = torch.utils.data.DataLoader(
-            self._blocks(split), batch_size=batch_size, collate_fn=self.collate
+            blocks, batch_size=batch_size, collate_fn=self.collate
         )
-        for i, batch in enumerate(batches):
-            if i == max_batches:
-                return
+        count = -(-len(blocks) // batch_size)
+        count = count if max_batches is None else min(count, max_batches)
+        bar = require("tqdm").tqdm(batches, total=count, desc=f"evaluate {split}", disable=None, leave=False)
+        for _, batch in zip(range(count), bar, strict=False):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
