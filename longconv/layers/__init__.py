@@ -4,6 +4,8 @@ One file each, all under the contract of `base.Mixer`; `long_conv.py` runs a lon
 `convert.py` loads published weights. A mixer is not a block: norms, MLPs and residuals are in `longconv.models`.
 """
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from .attention import Attention
@@ -15,10 +17,13 @@ from .hyena import Hyena
 LAYERS: dict[str, type[Mixer]] = {"attention": Attention, "hyena": Hyena}
 
 
-def check_mixer(name: str) -> None:
-    """Raise ValueError, listing what there is, unless `name` is in `LAYERS`."""
+def check_mixer(name: str, options: Iterable[str] = ()) -> None:
+    """Raise ValueError, listing what there is, unless `name` is in `LAYERS` and its class takes these `options`."""
     if name not in LAYERS:
         raise ValueError(f"unknown mixer {name!r}; known: {', '.join(sorted(LAYERS))}")
+    accepted = [option for option in inspect.signature(LAYERS[name]).parameters if option != "channels"]
+    if unknown := [option for option in options if option not in accepted]:
+        raise ValueError(f"mixer {name!r} has no option {', '.join(unknown)}; it has: {', '.join(accepted)}")
 
 
 def build_layer(name: str, channels: int, max_length: int | None = None, **options: Any) -> Mixer:
@@ -27,7 +32,7 @@ def build_layer(name: str, channels: int, max_length: int | None = None, **optio
     Raises:
         ValueError: unknown name, or options that do not fit.
     """
-    check_mixer(name)
+    check_mixer(name, options)
     return LAYERS[name](channels, max_length, **options)
 
 

@@ -81,11 +81,15 @@ class LongConvConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.mixers.split():
             raise ValueError(f"mixers names no mixer; known: {', '.join(sorted(LAYERS))}")
-        for name in [*self.mixers.split(), *self.mixer_options]:
+        for name in self.mixers.split():
             check_mixer(name)
+        for name, options in self.mixer_options.items():
+            check_mixer(name, options)
         for index in self.layer_options:
             if not (index.isdigit() and int(index) < self.num_hidden_layers):
                 raise ValueError(f"layer_options has {index!r}, which is none of the {self.num_hidden_layers} blocks")
+        for index, options in self.layer_options.items():
+            check_mixer(self.mixer_of(int(index))[0], options)
         if self.activation not in ("swiglu", "gelu"):
             raise ValueError(f"activation must be 'swiglu' or 'gelu', got {self.activation!r}")
         if self.classifier_pooling not in ("mean", "last"):

@@ -101,6 +101,8 @@ class TrainConfig:
         """Raise ValueError for an option out of range; `train` calls it (a parser would blur the error)."""
         for name in self.mixers.split():
             check_mixer(name)
+        for name, options in self.mixer_options.items():
+            check_mixer(name, options)
         for name in ("batch_size", "accumulate", "hidden_size", "layers", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -139,6 +139,8 @@ def test_mistakes_are_one_line(run_folder, tmp_path, corpus, capsys):
     assert "temperature must not be negative" in fails(capsys, "generate", model, "--temperature", "-1")
     assert "nothing to resume" in fails(capsys, *train, "--resume")
     assert "unknown mixer 'hyenna'" in fails(capsys, *train, "--data", str(corpus), "--mixers", "hyenna")
+    line = fails(capsys, *train, "--data", str(corpus), "--mixer-options", '{"hyena": {"ordr": 2}}')
+    assert "mixer 'hyena' has no option ordr; it has: max_length, order, filter" in line
     assert "unknown task 'lmm'" in fails(capsys, *train, "--task", "lmm")
     assert str(tmp_path / "empty") in fails(capsys, *train, "--data", str(tmp_path / "empty"))
     assert nothing in fails(capsys, *train, "--data", nothing)

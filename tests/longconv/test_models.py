@@ -292,3 +292,13 @@ def test_longconv_alone_does_not_import_transformers_and_models_say_what_they_ne
         "else: raise AssertionError\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mixer_options": {"hyena": {"ordr": 2}}}, {"layer_options": {"1": {"ordr": 2}}}],
+    ids=["mixer", "layer"],
+)
+def test_unknown_mixer_options_are_named(options):
+    with pytest.raises(ValueError, match="mixer 'hyena' has no option ordr; it has: max_length, order, filter"):
+        LongConvConfig(num_hidden_layers=2, **options)
