@@ -58,7 +58,7 @@ def schedule(progress: float, warmup: float, kind: str) -> float:
 class LongConvTrainer(Trainer):
     """The Trainer with our parameter groups, a schedule that can follow the clock, and checkpoints written whole."""
 
-    def __init__(self, config: TrainConfig, clock: "Clock", **kwargs: Any) -> None:
+    def __init__(self, config: TrainConfig, clock: Clock, **kwargs: Any) -> None:
         self.config, self.clock = config, clock
         self._staging: Path | None = None
         super().__init__(**kwargs)
