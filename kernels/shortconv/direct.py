@@ -70,8 +70,9 @@ def short_conv(
     taps = weight.to(dtype).flip(-1)[:, None]
     y = F.conv1d(padded.to(dtype), taps, None if bias is None else bias.to(dtype), groups=weight.shape[0])
     y = (F.silu(y) if activation == "silu" else y).to(u.dtype)
-    # Counted from the front: padded[..., -(K-1):] would be everything for K = 1.
-    return (y, padded[..., u.shape[-1] :]) if return_state else y
+    # Counted from the front: padded[..., -(K-1):] would be everything for K = 1. A copy, because a view would keep the
+    # whole chunk in memory for as long as the state lives.
+    return (y, padded[..., u.shape[-1] :].clone()) if return_state else y
 
 
 def short_conv_step(

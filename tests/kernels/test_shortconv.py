@@ -108,3 +108,8 @@ def test_gradients(activation):
 def test_errors_name_the_argument(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_state_does_not_hold_on_to_the_chunk():
+    _, state = short_conv(torch.randn(2, 3, 1000), torch.randn(3, 4), return_state=True)
+    assert state.untyped_storage().nbytes() == state.numel() * state.element_size()
