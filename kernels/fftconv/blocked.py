@@ -10,13 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .plan import CircularPlan, MonarchPlan, Plan, make_plan
-
-# Conjugates are taken with conj_physical: inside an operator the lazy `conj()` is not always resolved (torch.compile).
+from .plan import CircularPlan, Plan, make_plan
 
 # Complex points in a block: large enough to hide the cost of setting up an FFT, small enough for the cache (measured on
 # two cores: half of it loses 5 to 10 per cent on long rows). Elsewhere launches cost more and caches matter less.
-BLOCK_POINTS = {"cpu": 2**19}
+BLOCK_POINTS = {"cpu": 2**18}
 BLOCK_POINTS_ELSEWHERE = 2**26
 
 
@@ -84,11 +82,11 @@ def conv_backward(
         for make, x, need in zip(makers, inputs, needs, strict=True)
     ]
     du, dk, dskip, dk_reverse, dpre, dpost = grads
-    needs_filter = needs_k or needs_reverse
+    needs_filter, needs_dv = needs_k or needs_reverse, needs_u or needs_pre
     for channels, batches in _blocks(u.shape, plan, u.device):
         kf = _kernel_spectrum(plan, k, k_reverse, channels, L, dtype)
-        kf_conj = torch.conj_physical(kf)
         weight = None if skip is None else skip[channels, None].to(dtype)
+        # The conjugate of the gradient's spectrum: that of dc comes for free, where that of u would have to be taken.
         filter_grad = torch.zeros_like(kf) if needs_filter else None
         skip_grad = torch.zeros(kf.shape[0], dtype=dtype, device=u.device)
         for batch in batches:
@@ -102,29 +100,33 @@ def conv_backward(
             if needs_post:
                 c = plan.inverse(vf * kf, torch.empty_like(v))
                 c = c if weight is None else c.addcmul_(weight, v)
-                dpost[at].copy_(c * dy[at])
-            if not (needs_filter or needs_u or needs_pre):
+                dpost[at].copy_(c.mul_(dy[at]))
+            if not (needs_filter or needs_dv):
                 continue
-            dcf = plan.forward(dc)
+            dcf = plan.forward(dc, conj=True)
             if filter_grad is not None:
-                filter_grad += vf.conj_physical_().mul_(dcf).sum(0)
-            if needs_u or needs_pre:
-                dv = plan.inverse(dcf.mul_(kf_conj), torch.empty_like(v))
+                if vf.shape[0] == 1:
+                    filter_grad.addcmul_(vf[0], dcf[0])
+                else:
+                    filter_grad += vf.mul_(dcf).sum(0)
+            if needs_dv:
+                direct = needs_u and not needs_pre and pre_gate is None and weight is None
+                dv = plan.inverse(dcf.mul_(kf), du[at] if direct else torch.empty_like(v), conj=True)
+                if direct:
+                    continue
                 dv = dv if weight is None else dv.addcmul_(weight, dc)
                 if needs_pre:
                     dpre[at].copy_(dv * u[at])
                 if needs_u:
-                    du[at].copy_(dv if pre_gate is None else dv * pre_gate[at])
+                    du[at].copy_(dv if pre_gate is None else dv.mul_(pre_gate[at]))
         if needs_skip:
             dskip[channels].copy_(skip_grad)
-        if filter_grad is not None and needs_reverse:
-            per_lag = plan.inverse(
-                torch.conj_physical(filter_grad), filter_grad.new_empty((kf.shape[0], L), dtype=dtype)
-            )
-            _scatter_lags(dk_reverse[channels], per_lag, 1, circular)
-        if filter_grad is not None and needs_k:
-            per_lag = plan.inverse(filter_grad, filter_grad.new_empty((kf.shape[0], L), dtype=dtype))
-            _scatter_lags(dk[channels], per_lag, 0, circular)
+        if filter_grad is not None:
+            for grad, needed, first in ((dk_reverse, needs_reverse, 1), (dk, needs_k, 0)):
+                if needed:  # the taps before lag 0 are those of the conjugate spectrum
+                    per_lag = filter_grad.new_empty((kf.shape[0], L), dtype=dtype)
+                    per_lag = plan.inverse(filter_grad.clone(), per_lag, conj=first == 0)
+                    _scatter_lags(grad[channels], per_lag, first, circular)
     return grads
 
 
@@ -137,18 +139,11 @@ def _blocks(shape: torch.Size, plan: Plan, device: torch.device) -> Iterator[tup
     B, D, _ = shape
     if shape.numel() == 0:
         return
-    threads, points = torch.get_num_threads(), BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE)
-    if isinstance(plan, MonarchPlan):
-        # Channels first: rows that are neighbours in memory go into the matrix product without a copy. At least a row
-        # per thread, or one row crosses between their caches.
-        rows = max(threads, points // plan.n)
-        per_d = min(D, rows)
-        per_b = max(1, rows // per_d)
-    else:
-        # Batch first: filters are transformed in smaller groups (not tiny ones), whose spectra leave room in the cache.
-        rows = max(threads, points // plan.n)
-        per_b = min(B, max(1, rows // max(threads, rows // 4)))
-        per_d = min(D, max(1, rows // per_b))
+    points = BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE)
+    # Channels first: rows that are neighbours in memory, and filters that are transformed once for the whole batch.
+    rows = max(1, points // plan.n)
+    per_d = min(D, rows)
+    per_b = min(B, max(1, rows // per_d))
     batches = [slice(b, min(b + per_b, B)) for b in range(0, B, per_b)]
     for d in range(0, D, per_d):
         yield slice(d, min(d + per_d, D)), batches
@@ -166,7 +161,7 @@ def _kernel_spectrum(
     kf = plan.forward(_fold(k[channels].to(dtype), L, plan))
     if k_reverse is not None:
         lags = torch.nn.functional.pad(k_reverse[channels].to(dtype), (1, 0))
-        kf += plan.forward(_fold(lags, L, plan)).conj_physical_()
+        kf += plan.forward(_fold(lags, L, plan), conj=True)
     return kf
 
 

@@ -23,8 +23,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored.
-DIRECT_LIMIT = 8192
+from .fft import fft_, ifft_, irfft, keeps_setup, rfft
+
+# Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored. Where every FFT is set
+# up anew, a batch of short ones is cheaper than a long one.
+DIRECT_LIMIT, DIRECT_LIMIT_WITHOUT_SETUP_KEPT = 65536, 8192
 # The inner FFT of a factored transform: at most this long, so that a row stays inside the second-level cache, ...
 INNER_LIMIT = 32768
 # ... while the outer matrix product, whose cost grows with its size, stays within these.
@@ -52,13 +55,15 @@ class CircularPlan:
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform x (..., m <= n), zero-extended to n points."""
-        return torch.fft.rfft(x, self.n)
+    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+        """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
+        X = rfft(x if x.shape[-1] == self.n else torch.nn.functional.pad(x, (0, self.n - x.shape[-1])))
+        return X.conj_physical_() if conj else X
 
-    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
-        """Write the first samples into `out` (..., m <= n); may overwrite X."""
-        return out.copy_(torch.fft.irfft(X, self.n)[..., : out.shape[-1]])
+    def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
+        """Write the first samples of the row with spectrum X, or its conjugate, into `out` (..., m <= n)."""
+        x = irfft(torch.conj_physical(X) if conj else X, self.n)
+        return torch.mul(x[..., : out.shape[-1]], 1 / self.n, out=out)
 
 
 class RightAnglePlan:
@@ -66,17 +71,20 @@ class RightAnglePlan:
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n = n
-        self.psi = _unit_circle(-torch.arange(n, dtype=torch.float64) / (4 * n), dtype, device)
-        self.psi_inverse = torch.conj_physical(self.psi) / n
+        self.psi = _with_conjugate(_unit_circle(-torch.arange(n, dtype=torch.float64) / (4 * n), dtype, device))
+        self.psi_inverse = tuple(psi / n for psi in reversed(self.psi))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform x (..., m <= n), zero-extended to n points."""
-        z = x.to(self.psi.dtype).mul_(self.psi[: x.shape[-1]])  # a product real * complex would make two copies
-        return torch.fft.fft(z, self.n)
+    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+        """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
+        m, psi = x.shape[-1], self.psi[conj]
+        z = torch.empty((*x.shape[:-1], self.n), dtype=psi.dtype, device=psi.device)  # contiguous, whatever x is
+        z[..., :m].copy_(x).mul_(psi[:m])
+        z[..., m:].zero_()
+        return ifft_(z) if conj else fft_(z)
 
-    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
-        """Write the first samples into `out` (..., m <= n); may overwrite X."""
-        z = torch.fft.ifft(X, norm="forward").mul_(self.psi_inverse)
+    def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
+        """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
+        z = (fft_(X) if conj else ifft_(X)).mul_(self.psi_inverse[conj])
         return _copy_real(z[..., : out.shape[-1]], out)
 
 
@@ -93,29 +101,30 @@ class MonarchPlan:
         self.n, self.N1, self.N2 = outer * inner, outer, inner
         f1, t1, t2 = (torch.arange(m, dtype=torch.float64) for m in (outer, outer, inner))
         matrix = _unit_circle(-(f1[:, None] * t1 % outer) / outer - t1 / (4 * outer), dtype, device)
-        self.matrix = torch.cat([matrix.real, matrix.imag])  # (2 N1, N1)
-        self.matrix_inverse = torch.conj_physical(matrix.T).contiguous() / self.n  # (N1, N1)
-        self.twiddle = _unit_circle(-f1[:, None] * t2 / self.n - t2 / (4 * self.n), dtype, device)  # (N1, N2)
-        self.twiddle_conj = torch.conj_physical(self.twiddle)
+        self.matrix = tuple(torch.cat([m.real, m.imag]) for m in _with_conjugate(matrix))  # (2 N1, N1)
+        self.matrix_inverse = tuple(m / self.n for m in reversed(_with_conjugate(matrix.T.contiguous())))  # (N1, N1)
+        turns = -f1[:, None] * t2 / self.n - t2 / (4 * self.n)
+        self.twiddle = _with_conjugate(_unit_circle(turns, dtype, device))  # (N1, N2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform x (..., m <= n), zero-extended to n points; the spectrum is in factored order."""
+    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+        """Transform x (..., m <= n), zero-extended, into factored order; with `conj` the conjugate of that."""
         used = -(-x.shape[-1] // self.N2)  # rows of N2 samples that are not padding
         rows = x.shape[:-1].numel()
         shape = (*x.shape[:-1], self.n)
         if used * self.N2 != x.shape[-1]:
             x = torch.nn.functional.pad(x, (0, used * self.N2 - x.shape[-1]))
-        planar = torch.bmm(self.matrix[:, :used].expand(rows, -1, -1), x.reshape(rows, used, self.N2))
-        z = torch.complex(planar[:, : self.N1], planar[:, self.N1 :]).mul_(self.twiddle)
+        planar = torch.bmm(self.matrix[conj][:, :used].expand(rows, -1, -1), x.reshape(rows, used, self.N2))
+        z = torch.complex(planar[:, : self.N1], planar[:, self.N1 :]).mul_(self.twiddle[conj])
         del planar  # its memory, still in cache, serves the next result
-        return torch.fft.fft(z).view(shape)
+        return (ifft_(z) if conj else fft_(z)).view(shape)
 
-    def inverse(self, X: Tensor, out: Tensor) -> Tensor:
-        """Write the first samples into `out` (..., m <= n); may overwrite X."""
+    def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
+        """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
         shape, rows, used = X.shape, X.shape[:-1].numel(), -(-out.shape[-1] // self.N2)
-        z = torch.fft.ifft(X.view(rows, self.N1, self.N2), norm="forward").mul_(self.twiddle_conj)
+        z = X.view(rows, self.N1, self.N2)
+        z = (fft_(z) if conj else ifft_(z)).mul_(self.twiddle[not conj])
         del X
-        y = torch.bmm(self.matrix_inverse[:used].expand(rows, -1, -1), z)
+        y = torch.bmm(self.matrix_inverse[conj][:used].expand(rows, -1, -1), z)
         return _copy_real(y.view(*shape[:-1], used * self.N2)[..., : out.shape[-1]], out)
 
 
@@ -127,7 +136,8 @@ def make_plan(length: int, circular: bool, dtype: torch.dtype, device: torch.dev
     """Choose the transform for rows of `length` samples, computed in `dtype` (float32 or float64)."""
     if circular:
         return CircularPlan(length)
-    if device.type != "cpu" or length <= DIRECT_LIMIT:
+    limit = DIRECT_LIMIT if keeps_setup(device) else DIRECT_LIMIT_WITHOUT_SETUP_KEPT
+    if device.type != "cpu" or length <= limit:
         return RightAnglePlan(next_fast_length(length), dtype, device)
     outer, inner = factorise(length)
     return MonarchPlan(outer, inner, dtype, device)
@@ -150,6 +160,11 @@ def _copy_real(z: Tensor, out: Tensor) -> Tensor:
         out.view(torch.int32).copy_(z.view(torch.int64))
         return out
     return out.copy_(z.real)
+
+
+def _with_conjugate(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (z, conj(z)), to be indexed by whether the conjugate is wanted."""
+    return z, torch.conj_physical(z)
 
 
 def _unit_circle(turns: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
