@@ -1,7 +1,17 @@
 """The public operators, re-exported from `longconv.kernels`. Channels first: (B, D, L)."""
 
 from longconv.kernels.fftconv import fft_conv
+from longconv.kernels.fftconv.online import OnlineConv
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
-__all__ = ["fft_conv", "modal_kernel", "modal_scan", "modal_state", "modal_step", "short_conv", "short_conv_step"]
+__all__ = [
+    "OnlineConv",
+    "fft_conv",
+    "modal_kernel",
+    "modal_scan",
+    "modal_state",
+    "modal_step",
+    "short_conv",
+    "short_conv_step",
+]

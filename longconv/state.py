@@ -11,6 +11,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from longconv.functional import OnlineConv
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -65,7 +67,10 @@ class GrowingBuffer:
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> "GrowingBuffer":
         """Return a buffer of `fn(storage)`, where `fn` keeps the growing dimension; spare room is kept."""
-        return self._over(fn(self._storage), self.length, [self.length])
+        storage = fn(self._storage)
+        if storage.untyped_storage().data_ptr() == self._storage.untyped_storage().data_ptr():
+            return self._over(storage, self.length, self._filled)  # `detach`, or `to` where it is: still one memory
+        return self._over(storage, self.length, [self.length])
 
     def _over(self, storage: Tensor, length: int, filled: list[int]) -> "GrowingBuffer":
         buffer = GrowingBuffer(storage, self.dim)
@@ -76,7 +81,8 @@ class GrowingBuffer:
 def map_tensors(state: Any, fn: Callable[[Tensor], Tensor], *, constants: bool = False) -> Any:
     """Apply `fn` to every tensor of a state; inside a `Constant` only if `constants`.
 
-    Goes through tuples, named tuples, lists, dicts, dataclasses and `GrowingBuffer`s; other values are kept.
+    Goes through tuples, named tuples, lists, dicts, dataclasses, `GrowingBuffer`s and `OnlineConv`s (whose taps are
+    constants); other values are kept.
     """
 
     def go(value: Any) -> Any:
@@ -84,6 +90,8 @@ def map_tensors(state: Any, fn: Callable[[Tensor], Tensor], *, constants: bool =
             return fn(value)
         if isinstance(value, GrowingBuffer):
             return value.map(fn)
+        if isinstance(value, OnlineConv):
+            return value.map(fn, constants=constants)
         if isinstance(value, Constant):
             return Constant(go(value.value)) if constants else value
         if isinstance(value, tuple) and hasattr(value, "_fields"):

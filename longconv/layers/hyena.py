@@ -128,7 +128,10 @@ class Hyena(Mixer):
         return HyenaState(0, short, tuple(init_long_state(filter, batch_size, dtype) for filter in self.long_filters))
 
     def step(self, x_t: Tensor, state: HyenaState) -> tuple[Tensor, HyenaState]:
-        """Mix one sample; see `Mixer.step`. O(1) in the context if the filters are recurrent, else one dot product."""
+        """Mix one sample; see `Mixer.step`.
+
+        O(1) in the context T if the filters are recurrent, else O(log^2 T) amortised, or O(T) with gradients enabled.
+        """
         self.check_step(x_t, state)
         u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
         *gates, v = u.chunk(self.order + 1, dim=1)

@@ -1,11 +1,12 @@
 """A long filter with its skip weight and gates, run in parallel, in chunks, or one sample at a time.
 
 Two kinds of filter, two kinds of state. A recurrent filter (`hasattr(filter, "prepare_step")`) carries its own state,
-whose size does not depend on the context. Any other filter is exact only with all its past inputs at hand, so its state
-is their history. Either way, what a step needs of the filter's parameters is computed once and kept in the state; with
-gradients enabled it is computed afresh, so that training through a carried state is right.
+whose size does not depend on the context. Any other filter is exact only with all its past inputs at hand: an
+`OnlineConv` keeps them, and makes a step cost O(log^2 T) amortised. What a step needs of the filter's parameters is
+computed once and kept in the state. With gradients enabled everything is computed afresh, so that autograd through a
+carried state is exact; a step without a recurrence then is a dot product with the whole history, O(T).
 
-Shapes: B batch, D channels, L samples of this chunk, T samples before it, M taps of the filter.
+Shapes: B batch, D channels, L samples of this chunk, T samples before it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longconv.functional import fft_conv
+from longconv.functional import OnlineConv, fft_conv
 from longconv.state import Constant, GrowingBuffer
 
 
@@ -22,11 +23,11 @@ from longconv.state import Constant, GrowingBuffer
 class HistoryState:
     """All inputs so far of a filter that is not a recurrence.
 
-    `history` (B, D, T) grows along time. `taps` is the filter backwards, (D, M), or None until a step needs it.
+    `past`: an `OnlineConv`, made with all taps of the filter; with gradients enabled just the inputs (B, D, T), growing
+    along time. Either is made into the other when gradients are switched.
     """
 
-    history: GrowingBuffer
-    taps: Constant | None = None
+    past: OnlineConv | GrowingBuffer
 
 
 @dataclass
@@ -45,12 +46,12 @@ def is_recurrent(filter: nn.Module) -> bool:
 def init_long_state(filter: Any, batch_size: int, dtype: torch.dtype) -> HistoryState | RecurrentState:
     """Return the state of `filter` before the first input, for inputs of `dtype` on the filter's device."""
     if is_recurrent(filter):
-        return _with_constants(filter, RecurrentState(filter.init_state(batch_size)))
+        return _for_mode(filter, RecurrentState(filter.init_state(batch_size)))
     parameter = next(filter.parameters())
     # The history is kept as wide as the filter, which is at least float32: its products are summed over the context.
     dtype = torch.promote_types(dtype, parameter.dtype)
     empty = torch.zeros(batch_size, filter.channels, 0, dtype=dtype, device=parameter.device)
-    return _with_constants(filter, HistoryState(GrowingBuffer(empty, dim=-1)))
+    return _for_mode(filter, HistoryState(GrowingBuffer(empty, dim=-1)))
 
 
 def long_conv(
@@ -84,49 +85,62 @@ def long_conv(
         if isinstance(after, RecurrentState):
             kernel = filter(L)
             after.state = filter.final_state(v, after.state, _constant(after.modes))
+        elif isinstance(after.past, OnlineConv):
+            _check_length(filter, L)
+            kernel = after.past.taps[:, :L]
+            after.past = after.past.append(v)
         else:
-            kernel = _kernel(filter, L, after)
-            after.history = after.history.append(v)
+            kernel = filter(L)
+            after.past = after.past.append(v)
         return fft_conv(v, kernel, skip=skip, post_gate=post_gate), after
+    state = _for_mode(filter, state)
     if isinstance(state, RecurrentState):
         y, inner = filter.scan(v, state.state, _constant(state.modes))
         after = RecurrentState(inner, state.modes)
+    elif isinstance(state.past, OnlineConv):
+        _check_length(filter, state.past.length + L)
+        y, online = state.past.extend(v)
+        after = HistoryState(online)
     else:
-        after = HistoryState(state.history.append(v), state.taps)
-        past = after.history.view
-        y = fft_conv(past, _kernel(filter, past.shape[-1], state))[..., -L:].to(u.dtype)
+        history = state.past.append(v)
+        y = fft_conv(history.view, filter(history.length))[..., -L:].to(u.dtype)
+        after = HistoryState(history)
     y = y + skip[:, None].to(y.dtype) * v
-    return (y if post_gate is None else post_gate * y), _with_constants(filter, after) if return_state else None
+    return (y if post_gate is None else post_gate * y), after if return_state else None
 
 
 def long_conv_step(
     filter: Any, u_t: Tensor, skip: Tensor, state: HistoryState | RecurrentState
 ) -> tuple[Tensor, HistoryState | RecurrentState]:
     """Evaluate one sample of `h * u + skip u`: u_t (B, D) -> y_t (B, D) and the next state."""
-    state = _with_constants(filter, state)
+    state = _for_mode(filter, state)
     after: HistoryState | RecurrentState
     if isinstance(state, RecurrentState):
         y, inner = filter.step(u_t, state.state, _constant(state.modes))
         after = RecurrentState(inner, state.modes)
+    elif isinstance(state.past, OnlineConv):
+        _check_length(filter, state.past.length + 1)
+        y, online = state.past.step(u_t)
+        after = HistoryState(online)
     else:
-        after = HistoryState(state.history.append(u_t[..., None]), state.taps)
-        past = after.history.view
-        T = past.shape[-1]
-        taps = _constant(state.taps)
-        taps = filter(T).flip(-1) if taps is None else taps[:, taps.shape[-1] - T :]
-        with torch.autocast(past.device.type, enabled=False):  # a sum over the whole context, in float32 at least
-            y = torch.einsum("bdt,dt->bd", past, taps.to(past.dtype)).to(u_t.dtype)
+        history = state.past.append(u_t[..., None])
+        taps = filter(history.length).flip(-1)
+        with torch.autocast(u_t.device.type, enabled=False):  # a sum over the whole context, in float32 at least
+            y = torch.einsum("bdt,dt->bd", history.view, taps.to(history.view.dtype)).to(u_t.dtype)
+        after = HistoryState(history)
     return y + skip.to(y.dtype) * u_t, after
 
 
-def _with_constants(filter: Any, state: Any) -> Any:
-    """Fill in what a step needs of the parameters, unless autograd must see how it is computed."""
+def _for_mode(filter: Any, state: Any) -> Any:
+    """Fill in what a step needs of the parameters, or take it out if autograd must see how it is computed."""
     if torch.is_grad_enabled():
+        if isinstance(state, HistoryState) and isinstance(state.past, OnlineConv):
+            return HistoryState(GrowingBuffer(state.past.inputs, dim=-1))
         return state
     if isinstance(state, RecurrentState) and state.modes is None:
         return RecurrentState(state.state, Constant(filter.prepare_step()))
-    if isinstance(state, HistoryState) and state.taps is None:
-        return HistoryState(state.history, Constant(filter(filter.max_length).flip(-1).contiguous()))
+    if isinstance(state, HistoryState) and isinstance(state.past, GrowingBuffer):
+        return HistoryState(OnlineConv(filter(filter.max_length), state.past.view))
     return state
 
 
@@ -134,6 +148,7 @@ def _constant(constant: Constant | None) -> Any:
     return None if constant is None or torch.is_grad_enabled() else constant.value
 
 
-def _kernel(filter: Any, length: int, state: HistoryState) -> Tensor:
-    taps = _constant(state.taps)
-    return filter(length) if taps is None else taps[:, taps.shape[-1] - length :].flip(-1)
+def _check_length(filter: Any, length: int) -> None:
+    """Raise as the filter itself does: it was evaluated once, in full, and does not see this length."""
+    if length > filter.max_length:
+        raise ValueError(f"sequence of length {length} is longer than the filter's max_length = {filter.max_length}")

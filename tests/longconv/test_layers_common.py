@@ -239,6 +239,43 @@ def test_inference_mode_states(variant):
     assert_close(y, expected[:, 9].double(), torch.float32)
 
 
+@variants
+def test_long_streams_through_every_way_of_going_on(variant):
+    """Long enough for what a filter's state does in blocks: prefill, steps, chunks, batches, gradients on and off."""
+    L, rows = 500, torch.tensor([1, 0, 1])
+    layer, x = make(variant, max_length=L), torch.randn(2, L, D)
+    with torch.no_grad():
+        expected = layer(x).double()
+        y, state = layer(x[:, :75], return_state=True)
+        outputs = [y]
+        for at, end in [(75, 215), (215, 216), (216, 246), (246, 250), (250, 379), (379, 381), (381, 383), (383, L)]:
+            piece = x[:, at:end]
+            with torch.set_grad_enabled(at in (250, 381)):
+                y, after = layer(piece, state=state, return_state=True) if at % 2 else run_steps(layer, piece, state)
+                moved, _ = run_steps(layer, piece[rows, :20], state.index_select(rows))
+            assert_close(moved, expected[rows, at:end][:, :20], torch.float32, name=f"rows after {at}")
+            outputs.append(y)
+            state = after.detach()
+    assert_close(torch.cat(outputs, 1), expected, torch.float32)
+
+
+def test_a_filter_shorter_than_the_layer_is_an_error_also_in_steps():
+    layer, x = make("hyena", filter={"name": "hyena", "max_length": 10}), torch.randn(2, 12, D)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            with pytest.raises(ValueError, match="max_length = 10"):
+                layer(x)
+            with pytest.raises(ValueError, match="max_length = 10"):
+                layer(x, return_state=True)
+            y, state = layer(x[:, :9], return_state=True)
+            with pytest.raises(ValueError, match="max_length = 10"):
+                layer(x[:, 9:], state=state)
+            y, state = layer.step(x[:, 9], state)
+            assert_close(y, layer(x[:, :10])[:, 9].double(), torch.float32)
+            with pytest.raises(ValueError, match="max_length = 10"):
+                layer.step(x[:, 10], state)
+
+
 def test_unknown_mixer():
     with pytest.raises(ValueError, match=r"unknown mixer 'mamba'; known: attention, hyena$"):
         build_layer("mamba", 8)
@@ -260,6 +297,10 @@ def test_growing_buffer_shares_storage_only_while_nobody_has_written_behind_it()
         assert b.view[0, 0, -1] == -1
         moved = buffer.map(lambda t: t.index_select(0, torch.tensor([1])))
         assert moved.append(torch.ones(1, 3, 2)).view.shape == (1, 3, 102)
+        handed_through = buffer.map(torch.detach)
+        a, b = buffer.append(torch.ones(2, 3, 1)), handed_through.append(-torch.ones(2, 3, 1))
+        assert (a.view[..., -1] == 1).all()
+        assert (b.view[..., -1] == -1).all()
 
 
 def test_constants_are_not_reordered():
