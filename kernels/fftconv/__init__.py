@@ -6,7 +6,8 @@ blocks; op.py makes that a PyTorch operator. Imports torch only.
 
 from torch import Tensor
 
-from .op import fft_conv_op
+from .op import conv
+from .packed import boundaries, check_cu_seqlens
 from .reference import fft_conv_reference
 
 IMPLEMENTATIONS = ("auto", "torch", "reference", "triton")
@@ -44,7 +45,8 @@ def fft_conv(
         circular: indices wrap modulo L (also for K > L). Otherwise nothing wraps.
         pre_gate: (B, D, L), multiplies the input.
         post_gate: (B, D, L), multiplies the output.
-        cu_seqlens: boundaries of packed sequences; not supported yet, must be None.
+        cu_seqlens: (N+1,) int32 or int64, 0 = c_0 <= c_1 <= ... <= c_N = L: row 0 of u (B = 1) holds N sequences, the
+            samples c_n ... c_{n+1} - 1, which do not see each other; with `circular` each wraps at its own length.
         impl: "torch" (blocked; what "auto" takes), "reference" (float64, differentiable by autograd), "triton" (not
             available yet).
 
@@ -57,19 +59,26 @@ def fft_conv(
         TypeError: for a tensor that is not floating point.
     """
     _check(u, k, skip, k_reverse, pre_gate, post_gate)
-    if cu_seqlens is not None:
-        raise ValueError(
-            "cu_seqlens: packed sequences are not supported by fft_conv yet; pass the sequences as rows of u"
-        )
-    if impl == "reference":
-        return fft_conv_reference(
-            u, k, skip=skip, k_reverse=k_reverse, circular=circular, pre_gate=pre_gate, post_gate=post_gate
-        )
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
     if impl == "triton":
         raise ValueError("impl='triton' is not available yet; use 'auto' or 'torch'")
-    return fft_conv_op(u, k, skip, k_reverse, circular, pre_gate, post_gate)
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, u)
+    if impl == "reference":
+        if cu_seqlens is not None:
+            boundaries(cu_seqlens, u)
+        return fft_conv_reference(
+            u,
+            k,
+            skip=skip,
+            k_reverse=k_reverse,
+            circular=circular,
+            pre_gate=pre_gate,
+            post_gate=post_gate,
+            cu_seqlens=cu_seqlens,
+        )
+    return conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
 
 
 def _check(

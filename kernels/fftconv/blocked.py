@@ -28,7 +28,7 @@ def conv_forward(
     post_gate: Tensor | None,
 ) -> Tensor:
     """Evaluate `fft_conv` (see there for shapes); returns a new contiguous tensor of u's dtype."""
-    L, dtype = u.shape[-1], _compute_dtype(u, k)
+    L, dtype = u.shape[-1], compute_dtype(u, k)
     plan = make_plan(L, circular, dtype, u.device)
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     for channels, batches in _blocks(u.shape, plan, u.device):
@@ -65,22 +65,9 @@ def conv_backward(
     in a fixed order (deterministic), in at least float32.
     """
     needs_u, needs_k, needs_skip, needs_reverse, needs_pre, needs_post = needs
-    L, dtype = u.shape[-1], _compute_dtype(u, k)
+    L, dtype = u.shape[-1], compute_dtype(u, k)
     plan = make_plan(L, circular, dtype, u.device)
-    inputs = (u, k, skip, k_reverse, pre_gate, post_gate)
-    # Gradients of activations are written whole; those of filters stay zero at taps that reach no sample.
-    makers = (
-        torch.empty_like,
-        torch.zeros_like,
-        torch.zeros_like,
-        torch.zeros_like,
-        torch.empty_like,
-        torch.empty_like,
-    )
-    grads = [
-        make(x, memory_format=torch.contiguous_format) if need and x is not None else u.new_empty(0)
-        for make, x, need in zip(makers, inputs, needs, strict=True)
-    ]
+    grads = empty_gradients((u, k, skip, k_reverse, pre_gate, post_gate), needs)
     du, dk, dskip, dk_reverse, dpre, dpost = grads
     needs_filter, needs_dv = needs_k or needs_reverse, needs_u or needs_pre
     for channels, batches in _blocks(u.shape, plan, u.device):
@@ -130,7 +117,27 @@ def conv_backward(
     return grads
 
 
-def _compute_dtype(u: Tensor, k: Tensor) -> torch.dtype:
+def empty_gradients(inputs: tuple[Tensor | None, ...], needs: list[bool]) -> list[Tensor]:
+    """Room for the gradients of (u, k, skip, k_reverse, pre_gate, post_gate); nothing where there is no need."""
+    u = inputs[0]
+    assert u is not None
+    # Gradients of activations are written whole; those of filters stay zero at taps that reach no sample.
+    makers = (
+        torch.empty_like,
+        torch.zeros_like,
+        torch.zeros_like,
+        torch.zeros_like,
+        torch.empty_like,
+        torch.empty_like,
+    )
+    return [
+        make(x, memory_format=torch.contiguous_format) if need and x is not None else u.new_empty(0)
+        for make, x, need in zip(makers, inputs, needs, strict=True)
+    ]
+
+
+def compute_dtype(u: Tensor, k: Tensor) -> torch.dtype:
+    """The dtype of all arithmetic on input u with filter k."""
     return torch.float64 if torch.float64 in (u.dtype, k.dtype) else torch.float32
 
 

@@ -1,9 +1,17 @@
-"""`longconv::fft_conv` as a PyTorch operator: fake kernels for tracing, autograd by recomputation, autocast."""
+"""`longconv::fft_conv` as a PyTorch operator: fake kernels for tracing, autograd, vmap, autocast.
+
+The convolution is linear in u, in each gate, and in its filters (k, skip, k_reverse) together. So the derivative of its
+backward pass consists of convolutions and backward passes again, to any order.
+"""
 
 import torch
 from torch import Tensor
 
-from . import blocked
+from . import dispatch
+
+# Positions of the differentiable tensors, in the order of `needs` and of the gradients.
+_TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
+_FILTERS = ("k", "skip", "k_reverse")
 
 
 @torch.library.custom_op("longconv::fft_conv", mutates_args=())
@@ -15,9 +23,10 @@ def fft_conv_op(
     circular: bool,
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> Tensor:
-    """Blocked convolution; arguments as in `longconv.functional.fft_conv`, which checks them."""
-    return blocked.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate)
+    """Convolution; arguments as in `longconv.functional.fft_conv`, which checks them."""
+    return dispatch.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
 
 
 @torch.library.custom_op("longconv::fft_conv_backward", mutates_args=())
@@ -31,18 +40,19 @@ def fft_conv_backward_op(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     needs: list[bool],
+    cu_seqlens: Tensor | None,
 ) -> list[Tensor]:
     """Gradients for (u, k, skip, k_reverse, pre_gate, post_gate); an empty tensor where `needs` is False."""
-    return blocked.conv_backward(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs)
+    return dispatch.conv_backward(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens)
 
 
 @fft_conv_op.register_fake
-def _(u, k, skip, k_reverse, circular, pre_gate, post_gate):  # type: ignore[no-untyped-def]
+def _(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens):  # type: ignore[no-untyped-def]
     return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
 
 @fft_conv_backward_op.register_fake
-def _(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs):  # type: ignore[no-untyped-def]
+def _(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens):  # type: ignore[no-untyped-def]
     inputs = (u, k, skip, k_reverse, pre_gate, post_gate)
     return [
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if need and x is not None else u.new_empty(0)
@@ -50,22 +60,188 @@ def _(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs):  # type:
     ]
 
 
+# --- Autograd ---------------------------------------------------------------------------------------------------------
+
+
+def _forward(x: dict[str, Tensor | None], circular: bool, cu_seqlens: Tensor | None) -> Tensor:
+    return conv(x["u"], x["k"], x["skip"], x["k_reverse"], circular, x["pre_gate"], x["post_gate"], cu_seqlens)
+
+
+def _gradients(
+    dy: Tensor, x: dict[str, Tensor | None], circular: bool, cu_seqlens: Tensor | None, wanted: set[str]
+) -> dict[str, Tensor]:
+    wanted = {name for name in wanted if x[name] is not None}
+    if not wanted:
+        return {}
+    grads = conv_backward(
+        dy, x["u"], x["k"], x["skip"], x["k_reverse"], circular, x["pre_gate"], x["post_gate"],
+        [name in wanted for name in _TENSORS], cu_seqlens,
+    )  # fmt: skip
+    return {name: grad for name, grad in zip(_TENSORS, grads, strict=True) if name in wanted}
+
+
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    u, k, skip, k_reverse, circular, pre_gate, post_gate = inputs
+    u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens = inputs
     ctx.circular = circular
-    ctx.save_for_backward(u, k, skip, k_reverse, pre_gate, post_gate)  # inputs only: the spectra are recomputed
+    # Inputs only: the spectra are recomputed.
+    ctx.save_for_backward(u, k, skip, k_reverse, pre_gate, post_gate, cu_seqlens)
 
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
-    u, k, skip, k_reverse, pre_gate, post_gate = ctx.saved_tensors
+    *tensors, cu_seqlens = ctx.saved_tensors
+    x = dict(zip(_TENSORS, tensors, strict=True))
     wants = ctx.needs_input_grad
-    needs = [wants[0], wants[1], wants[2], wants[3], wants[5], wants[6]]
-    grads = fft_conv_backward_op(dy, u, k, skip, k_reverse, ctx.circular, pre_gate, post_gate, needs)
-    du, dk, dskip, dk_reverse, dpre, dpost = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return du, dk, dskip, dk_reverse, None, dpre, dpost
+    needs = dict(zip(_TENSORS, (*wants[:4], *wants[5:7]), strict=True))
+    grads = _gradients(dy, x, ctx.circular, cu_seqlens, {name for name in _TENSORS if needs[name]})
+    du, dk, dskip, dk_reverse, dpre, dpost = (grads.get(name) for name in _TENSORS)
+    return du, dk, dskip, dk_reverse, None, dpre, dpost, None
 
 
 fft_conv_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _setup_context_of_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens = inputs
+    ctx.circular, ctx.needs = circular, needs
+    ctx.save_for_backward(dy, u, k, skip, k_reverse, pre_gate, post_gate, cu_seqlens)
+
+
+def _double_backward(ctx, cotangents):  # type: ignore[no-untyped-def]
+    """Differentiate <cotangents, gradients> = <dy, the change of y when the inputs change by the cotangents>.
+
+    That change is a sum of convolutions in which one factor is replaced by its cotangent (the filters count as one,
+    because y is linear in them together); each is differentiated for the factors that were not replaced, and for dy.
+    """
+    dy, *tensors, cu_seqlens = ctx.saved_tensors
+    x = dict(zip(_TENSORS, tensors, strict=True))
+    changes = {
+        name: cotangent
+        for name, cotangent, need in zip(_TENSORS, cotangents, ctx.needs, strict=True)
+        if need and x[name] is not None and cotangent is not None
+    }
+    wants = ctx.needs_input_grad
+    wanted = {name for name, want in zip(_TENSORS, (*wants[1:5], *wants[6:8]), strict=True) if want}
+    totals: dict[str, Tensor] = {}
+    for factor in (("u",), _FILTERS, ("pre_gate",), ("post_gate",)):
+        if not any(name in changes for name in factor):
+            continue
+        replaced = {**x, **{name: changes.get(name) for name in factor}}
+        if replaced["k"] is None:  # only the skip or the taps before lag 0 change
+            replaced["k"] = torch.zeros_like(x["k"])
+        parts = _gradients(dy, replaced, ctx.circular, cu_seqlens, wanted - set(factor))
+        if wants[0]:
+            parts["dy"] = _forward(replaced, ctx.circular, cu_seqlens)
+        for name, part in parts.items():
+            totals[name] = totals[name] + part if name in totals else part
+    # Under AMP or with float64 filters the pieces may be wider than what they belong to.
+    ddy = totals["dy"].to(dy.dtype) if "dy" in totals else None
+    du, dk, dskip, dk_reverse, dpre, dpost = (totals.get(name) for name in _TENSORS)
+    return ddy, du, dk, dskip, dk_reverse, None, dpre, dpost, None, None
+
+
+fft_conv_backward_op.register_autograd(_double_backward, setup_context=_setup_context_of_backward)
+
+
+# --- vmap: a mapped dimension becomes part of the channels, which are independent of each other -----------------------
+
+
+def _fold_channels(x: Tensor | None, dim: int | None, size: int, channel: int) -> Tensor | None:
+    """Move the mapped dimension `dim` of x (None: not mapped) before its channels and merge the two."""
+    if x is None:
+        return None
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.movedim(0, channel).flatten(channel, channel + 1)
+
+
+def _vmap_forward(info, dims, *args):  # type: ignore[no-untyped-def]
+    u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens = args
+    _refuse_mapped_boundaries(dims[7])
+    N = info.batch_size
+    u, pre_gate, post_gate = (
+        _fold_channels(x, d, N, 1) for x, d in ((u, dims[0]), (pre_gate, dims[5]), (post_gate, dims[6]))
+    )
+    k, skip, k_reverse = (_fold_channels(x, d, N, 0) for x, d in ((k, dims[1]), (skip, dims[2]), (k_reverse, dims[3])))
+    y = conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
+    return y.unflatten(1, (N, y.shape[1] // N)), 1
+
+
+def _vmap_backward(info, dims, *args):  # type: ignore[no-untyped-def]
+    dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens = args
+    _refuse_mapped_boundaries(dims[9])
+    N = info.batch_size
+    dy, u, pre_gate, post_gate = (
+        _fold_channels(x, d, N, 1) for x, d in ((dy, dims[0]), (u, dims[1]), (pre_gate, dims[6]), (post_gate, dims[7]))
+    )
+    k, skip, k_reverse = (_fold_channels(x, d, N, 0) for x, d in ((k, dims[2]), (skip, dims[3]), (k_reverse, dims[4])))
+    grads = conv_backward(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens)
+    inputs = (u, k, skip, k_reverse, pre_gate, post_gate)
+    there = [need and x is not None for need, x in zip(needs, inputs, strict=True)]
+    channel = [c if present else None for c, present in zip((1, 0, 0, 0, 1, 1), there, strict=True)]
+    out = [
+        grad if c is None else grad.unflatten(c, (N, grad.shape[c] // N))
+        for grad, c in zip(grads, channel, strict=True)
+    ]
+    return out, channel
+
+
+def _refuse_mapped_boundaries(dim: int | None) -> None:
+    if dim is not None:
+        raise ValueError("cu_seqlens: vmap over the boundaries of packed sequences is not supported")
+
+
+fft_conv_op.register_vmap(_vmap_forward)
+fft_conv_backward_op.register_vmap(_vmap_backward)
+
+
+# --- torch.func: its grad, vjp and jacrev do not go through the autograd of a registered operator ----------------------
+
+
+class _Conv(torch.autograd.Function):
+    """`fft_conv_op` as the transformations of torch.func want it."""
+
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return fft_conv_op(*args)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+    vmap = staticmethod(_vmap_forward)
+
+
+class _ConvBackward(torch.autograd.Function):
+    """`fft_conv_backward_op` as the transformations of torch.func want it."""
+
+    @staticmethod
+    def forward(*args):  # type: ignore[no-untyped-def]
+        return tuple(fft_conv_backward_op(*args))
+
+    setup_context = staticmethod(_setup_context_of_backward)
+
+    @staticmethod
+    def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
+        return _double_backward(ctx, cotangents)
+
+    @staticmethod
+    def vmap(info, dims, *args):  # type: ignore[no-untyped-def]
+        out, out_dims = _vmap_backward(info, dims, *args)
+        return tuple(out), tuple(out_dims)
+
+
+def _in_torch_func() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def conv(*args):  # type: ignore[no-untyped-def]
+    """`fft_conv_op`, under any transformation."""
+    return _Conv.apply(*args) if _in_torch_func() else fft_conv_op(*args)
+
+
+def conv_backward(*args):  # type: ignore[no-untyped-def]
+    """`fft_conv_backward_op`, under any transformation."""
+    return _ConvBackward.apply(*args) if _in_torch_func() else fft_conv_backward_op(*args)
+
+
+# --- Autocast ---------------------------------------------------------------------------------------------------------
 
 
 def _register_autocast(device_type: str, key: str) -> None:
@@ -76,10 +252,10 @@ def _register_autocast(device_type: str, key: str) -> None:
             return x
         return x.to(torch.get_autocast_dtype(device_type))
 
-    def kernel(u, k, skip, k_reverse, circular, pre_gate, post_gate):  # type: ignore[no-untyped-def]
+    def kernel(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens):  # type: ignore[no-untyped-def]
         u, pre_gate, post_gate = lower(u), lower(pre_gate), lower(post_gate)
         with torch.autocast(device_type, enabled=False):
-            return fft_conv_op(u, k, skip, k_reverse, circular, pre_gate, post_gate)
+            return fft_conv_op(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
 
     torch.library.impl("longconv::fft_conv", key, kernel)
 

@@ -1,5 +1,7 @@
 """The definition of :func:`longconv.functional.fft_conv`, in float64, for tests and for `impl="reference"`."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,26 @@ def fft_conv_reference(
     circular: bool = False,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Evaluate the convolution with one float64 FFT; shapes and meaning as in `fft_conv`. Differentiable."""
+    if cu_seqlens is not None:
+        spans = [slice(a, b) for a, b in pairwise(cu_seqlens.tolist()) if b > a]
+        return torch.cat(
+            [
+                fft_conv_reference(
+                    u[..., span],
+                    k,
+                    skip=skip,
+                    k_reverse=k_reverse,
+                    circular=circular,
+                    pre_gate=None if pre_gate is None else pre_gate[..., span],
+                    post_gate=None if post_gate is None else post_gate[..., span],
+                )
+                for span in spans
+            ],
+            dim=-1,
+        )
     L, dtype = u.shape[-1], u.dtype
     v = u.double() if pre_gate is None else pre_gate.double() * u.double()
     k_reverse = k[:, :0] if k_reverse is None else k_reverse

@@ -218,7 +218,7 @@ def test_gradients_are_deterministic():
 def test_opcheck(circular, options):
     x = {n: t.requires_grad_() for n, t in make(2, 3, 40, 40, 11, options, torch.float32).items()}
     args = (
-        [x.get(n) for n in ("u", "k", "skip", "k_reverse")] + [circular] + [x.get(n) for n in ("pre_gate", "post_gate")]
+        [x.get(n) for n in ("u", "k", "skip", "k_reverse")] + [circular] + [x.get(n) for n in ("pre_gate", "post_gate")] + [None]
     )
     torch.library.opcheck(fft_conv_op, tuple(args))
 
@@ -284,7 +284,7 @@ OK = {"u": torch.randn(2, 3, 8), "k": torch.randn(3, 8)}
         ({"skip": torch.randn(4)}, "skip must have shape"),
         ({"pre_gate": torch.randn(2, 1, 8)}, "pre_gate must have the shape of u"),
         ({"post_gate": torch.randn(2, 3, 7)}, "post_gate must have the shape of u"),
-        ({"cu_seqlens": torch.tensor([0, 8])}, "cu_seqlens: packed sequences are not supported"),
+        ({"cu_seqlens": torch.tensor([0, 8])}, "cu_seqlens: packed sequences lie in a single row"),
         ({"impl": "fast"}, "impl must be one of"),
         ({"impl": "triton"}, "impl='triton' is not available"),
         ({"k": torch.randn(3, 8, device="meta")}, "k must be on the device of u"),

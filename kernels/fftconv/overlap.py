@@ -1,0 +1,249 @@
+"""Overlap-save: long rows with filters of few taps, in frames of a length that follows the filter.
+
+A frame of N samples is multiplied by the filter's spectrum as if everything wrapped; with `past` taps behind and
+`future` taps ahead of a sample, its S = N - past - future samples in the middle have seen no wrap. Frames start S
+samples apart, so a row costs O(L log K) and the memory is that of a block of frames, however long the row is.
+(Oppenheim & Schafer, Discrete-Time Signal Processing, section 8.7.3.)
+
+Shapes: B batch, D channels, L samples, R rows of a block, J frames of a row, N samples and F = N // 2 + 1 frequencies
+of a frame, S samples from one frame to the next.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .blocked import compute_dtype, empty_gradients
+from .fft import irfft, rfft
+from .plan import next_fast_length
+
+# Real samples in a block of frames: as in blocked.py, where points are complex.
+BLOCK_SAMPLES = {"cpu": 2**17}
+BLOCK_SAMPLES_ELSEWHERE = 2**26
+# Frames hold this many times the reach of the filter: longer ones waste less, shorter ones stay in cache.
+FRAME_RATIO, MIN_FRAME = 8, 512
+
+
+@dataclass(frozen=True)
+class Frames:
+    """How a row of L samples is cut for a filter that reaches `past` samples back and `future` ahead."""
+
+    past: int
+    future: int
+    N: int
+
+    @property
+    def S(self) -> int:
+        """Samples from one frame to the next."""
+        return self.N - self.past - self.future
+
+
+def make_frames(past: int, future: int) -> Frames:
+    """Choose the frame for a filter that reaches that many samples back and ahead."""
+    return Frames(past, future, next_fast_length(max(MIN_FRAME, FRAME_RATIO * (past + future))))
+
+
+def conv_forward(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    k_reverse: Tensor | None,
+    circular: bool,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """Evaluate `fft_conv`, as `blocked.conv_forward` does; taps must reach fewer than L samples either way."""
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+
+    def write(at: _Block, c: Tensor) -> None:
+        if post_gate is None:
+            _store(c, y[at])
+        else:
+            y[at].copy_(_in_a_row(c, y[at]).mul_(post_gate[at]))
+
+    _convolve(u, pre_gate, k, k_reverse, skip, circular, write)
+    return y
+
+
+def conv_backward(
+    dy: Tensor,
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    k_reverse: Tensor | None,
+    circular: bool,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients as `blocked.conv_backward` gives them, with memory of a block beyond the results."""
+    grads = empty_gradients((u, k, skip, k_reverse, pre_gate, post_gate), needs)
+    du, dk, dskip, dk_reverse, dpre, dpost = grads
+    needs_u, needs_k, needs_skip, needs_reverse, needs_pre, needs_post = needs
+    if needs_u or needs_pre:
+        # The adjoint of a filter is the same one backwards: what was a tap behind is one ahead.
+        causal = k[:, :1] if k_reverse is None else torch.cat([k[:, :1], k_reverse.to(k.dtype)], 1)
+
+        def write(at: _Block, frames: Tensor) -> None:
+            if needs_u and not needs_pre and pre_gate is None:
+                _store(frames, du[at])
+                return
+            dv = _in_a_row(frames, u[at])
+            if needs_pre:
+                dpre[at].copy_(dv * u[at])
+            if needs_u:
+                du[at].copy_(dv if pre_gate is None else dv.mul_(pre_gate[at]))
+
+        _convolve(dy, post_gate, causal, k[:, 1:], skip, circular, write)
+    if needs_post:
+
+        def write_post(at: _Block, c: Tensor) -> None:
+            dpost[at].copy_(_in_a_row(c, dy[at]).mul_(dy[at]))
+
+        _convolve(u, pre_gate, k, k_reverse, skip, circular, write_post)
+    if needs_k or needs_reverse or needs_skip:
+        frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
+        for channels, per_lag, sum_dcv in _correlated(u, pre_gate, dy, post_gate, frames, circular, k, needs_skip):
+            if needs_k:
+                dk[channels].copy_(per_lag[:, frames.future :])
+            if needs_reverse:
+                dk_reverse[channels].copy_(per_lag[:, : frames.future].flip(1))
+            if needs_skip:
+                dskip[channels].copy_(sum_dcv)
+    return grads
+
+
+_Block = tuple[slice, slice, slice]  # of the batch, the channels and the time steps
+
+
+def _convolve(
+    x: Tensor,
+    gate: Tensor | None,
+    k: Tensor,
+    k_reverse: Tensor | None,
+    skip: Tensor | None,
+    circular: bool,
+    write: Callable[[_Block, Tensor], None],
+) -> None:
+    """Hand `write` the convolution of gate * x block by block: where it is, and its frames (B, D, J, S)."""
+    dtype = compute_dtype(x, k)
+    frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
+    N = frames.N
+    for channels, blocks in _blocks(x.shape, frames, x.device):
+        taps = k.new_zeros((k[channels].shape[0], N), dtype=dtype)
+        # Tap s acts s samples later; `past` samples earlier than that, the first S samples are the good ones.
+        taps[:, N - frames.past :] = k[channels, : frames.past]
+        taps[:, 0] += k[channels, frames.past]
+        if k_reverse is not None:
+            # lag -s lands at -s - past mod N
+            start = N - frames.past - frames.future
+            taps[:, start : N - frames.past] = k_reverse[channels].flip(1)
+        spectrum_DF = rfft(taps).mul_(1 / N)
+        weight = None if skip is None else skip[channels, None, None].to(dtype)
+        for batch, times in blocks:
+            at = (batch, channels, times)
+            write(at, _filtered(_framed(x, gate, at, frames, circular, dtype), spectrum_DF, weight, frames))
+
+
+def _filtered(framed: Tensor, spectrum_DF: Tensor, weight: Tensor | None, frames: Frames) -> Tensor:
+    c = irfft(rfft(framed).mul_(spectrum_DF[:, None]), frames.N)[..., : frames.S]
+    return c if weight is None else c.addcmul_(weight, framed[..., frames.past : frames.past + frames.S])
+
+
+def _in_a_row(frames: Tensor, like: Tensor) -> Tensor:
+    """Copy frames (B, D, J, S) into a new (B, D, T), T as that of `like`."""
+    return frames.flatten(-2)[..., : like.shape[-1]]
+
+
+def _store(frames: Tensor, target: Tensor) -> None:
+    """Write frames (B, D, J, S) into `target` (B, D, T <= J S)."""
+    S, T = frames.shape[-1], target.shape[-1]
+    whole = T // S
+    target[..., : whole * S].unflatten(-1, (whole, S)).copy_(frames[:, :, :whole])
+    if whole * S < T:
+        target[..., whole * S :].copy_(frames[:, :, whole, : T - whole * S])
+
+
+def _correlated(
+    x: Tensor,
+    x_gate: Tensor | None,
+    dy: Tensor,
+    dy_gate: Tensor | None,
+    frames: Frames,
+    circular: bool,
+    k: Tensor,
+    wants_sum: bool,
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Yield channels, sum over batch and time of v[t - s] dc[t] for lags s = -future ... past, and of v[t] dc[t]."""
+    dtype = compute_dtype(x, k)
+    N, S = frames.N, frames.S
+    for channels, blocks in _blocks(x.shape, frames, x.device):
+        spectrum_DF: Tensor | None = None
+        products: Tensor | None = None
+        for at in ((batch, channels, times) for batch, times in blocks):
+            framed = _framed(x, x_gate, at, frames, circular, dtype)
+            dc = dy[at].to(dtype) if dy_gate is None else dy[at].to(dtype) * dy_gate[at]
+            B, D, T = dc.shape
+            padded = dc.new_zeros((B, D, framed.shape[2], N))
+            whole = T // S
+            padded[:, :, :whole, :S] = dc[..., : whole * S].unflatten(-1, (whole, S))
+            if whole * S < T:
+                padded[:, :, whole, : T - whole * S] = dc[..., whole * S :]
+            if wants_sum:
+                product = (framed[..., frames.past : frames.past + S] * padded[..., :S]).sum((0, 2, 3))
+                products = product if products is None else products + product
+            # Sample i of a frame of v is i - past steps after the first one of the gradient: result i is lag past - i.
+            summed = rfft(padded).conj_physical_().mul_(rfft(framed)).sum((0, 2))
+            spectrum_DF = summed if spectrum_DF is None else spectrum_DF + summed
+        assert spectrum_DF is not None
+        lags = irfft(spectrum_DF, N).mul_(1 / N)[:, : frames.past + frames.future + 1]
+        yield channels, lags.flip(1), products
+
+
+def _blocks(
+    shape: torch.Size, frames: Frames, device: torch.device
+) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
+    """Yield slices of channels, each with the slices of batch and time to go through for them."""
+    B, D, L = shape
+    if shape.numel() == 0:
+        return
+    samples = BLOCK_SAMPLES.get(device.type, BLOCK_SAMPLES_ELSEWHERE)
+    per_row = max(1, samples // frames.N) * frames.S  # time steps in a block of a single row
+    rows = max(1, samples // (-(-L // frames.S) * frames.N))
+    per_d = min(D, rows)
+    per_b = min(B, max(1, rows // per_d))
+    per_t = L if rows > 1 else min(L, per_row)
+    blocks = [
+        (slice(b, min(b + per_b, B)), slice(t, min(t + per_t, L)))
+        for b in range(0, B, per_b)
+        for t in range(0, L, per_t)
+    ]
+    for d in range(0, D, per_d):
+        yield slice(d, min(d + per_d, D)), blocks
+
+
+def _framed(x: Tensor, gate: Tensor | None, at: _Block, frames: Frames, circular: bool, dtype: torch.dtype) -> Tensor:
+    """Return the frames (B, D, J, N) of v = gate * x over a block of time, as overlapping views of its rows."""
+    batch, channels, times = at
+    L, past, future = x.shape[-1], frames.past, frames.future
+    B, D, T = batch.stop - batch.start, channels.stop - channels.start, times.stop - times.start
+    J = -(-T // frames.S)
+    rows = torch.zeros(B, D, J * frames.S + past + future, dtype=dtype, device=x.device)
+
+    def fill(target: Tensor, start: int, stop: int) -> None:
+        source = (batch, channels, slice(start, stop))
+        target.copy_(x[source])
+        if gate is not None:
+            target.mul_(gate[source])
+
+    first, last = times.start - past, times.stop + future
+    begin, end = max(first, 0), min(last, L)
+    fill(rows[..., begin - first : end - first], begin, end)
+    if circular:
+        if first < 0:
+            fill(rows[..., : begin - first], first + L, L)
+        if last > L:
+            fill(rows[..., L - first : last - first], 0, last - L)
+    return rows.unfold(-1, frames.N, frames.S)
