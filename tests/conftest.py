@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,11 @@ if not torch.cuda.is_available():
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # The tensors here are tiny and the suite runs as one process per core: more threads would only wait for each other.
 torch.set_num_threads(1)
+
+# What a property test does unless it says otherwise; `--hypothesis-profile=thorough` for a night's work.
+hypothesis.settings.register_profile("ordinary", max_examples=500, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile("ordinary")
 
 # `import numerics` without this folder on the path, where its subfolders would pass for packages (longconv, kernels).
 _spec = importlib.util.spec_from_file_location("numerics", Path(__file__).with_name("numerics.py"))

@@ -164,11 +164,13 @@ def _mkl() -> _MKL | None:
 
 
 def _row_distance(x: Tensor) -> int | None:
-    """Elements from the start of each row of x to the next, if that is the same everywhere and rows are contiguous."""
+    """Elements from each row of x to the next, if that is the same everywhere, not 0, and rows are contiguous."""
     if x.stride(-1) != 1:
         return None
     leading = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True) if size != 1]
     for (_, outer), (size, inner) in itertools.pairwise(leading):
         if outer != size * inner:
             return None
-    return leading[-1][1] if leading else x.shape[-1]
+    if not leading:
+        return x.shape[-1]
+    return leading[-1][1] or None  # MKL refuses rows that are all the same one

@@ -193,7 +193,7 @@ fft_conv_op.register_vmap(_vmap_forward)
 fft_conv_backward_op.register_vmap(_vmap_backward)
 
 
-# --- torch.func: its grad, vjp and jacrev do not go through the autograd of a registered operator ----------------------
+# --- torch.func: its grad, vjp and jacrev do not go through the autograd of a registered operator ---------------------
 
 
 class _Conv(torch.autograd.Function):
