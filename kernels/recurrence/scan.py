@@ -1,4 +1,4 @@
-"""The modal (diagonal) recurrence, chunk-parallel: its kernel, its output, its final state, and one step of it.
+"""The modal (diagonal) recurrence, chunk-parallel: its output, its final state, and one step of it.
 
 The system, per channel d with N complex modes (lambda_n, R_n) and a pass-through h_0:
 
@@ -46,40 +46,6 @@ def _without_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
-
-
-@_without_autocast
-def modal_kernel(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
-    """Return the impulse response of the modal recurrence (module docstring) as a dense kernel.
-
-    Exponents are split in two, lambda^(aT+b) with T about sqrt(length), so that the memory beside the result is
-    O(D N sqrt(length)). Differentiable in the three tensors.
-
-    Args:
-        poles: (D, N) complex64 or complex128, N >= 0.
-        residues: (D, N) complex.
-        passthrough: (D,) real, the tap at lag 0.
-        length: number of taps, >= 1.
-
-    Returns:
-        (D, length) real: float64 if any input is double precision, else float32.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device, or length < 1.
-    """
-    _check_modes(poles, residues, passthrough)
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
-    dtype = _working_dtype(poles, residues, passthrough)
-    D = poles.shape[0]
-    taps = length - 1
-    if taps == 0:
-        return passthrough.to(dtype)[:, None]
-    T = _power_of_two(math.isqrt(taps), 1, taps)
-    inner = _powers(poles, T)  # lambda^0 .. lambda^T
-    outer = residues.to(torch.complex128)[:, None] * _powers(inner[:, T], -(-taps // T) - 1)
-    kernel = torch.bmm(_pairs(outer.conj(), dtype), _pairs(inner[:, :T], dtype).mT)
-    return torch.cat([passthrough.to(dtype)[:, None], kernel.reshape(D, -1)[:, :taps]], dim=-1)
 
 
 @_without_autocast

@@ -202,7 +202,7 @@ class LongConvModel(LongConvPreTrainedModel):
             return None
         B, L = x.shape[:2]
         seen = 0 if cache is None else cache.seen_tokens
-        if tuple(attention_mask.shape) not in {(B, L), (B, seen + L)}:
+        if tuple(attention_mask.shape) not in ((B, L), (B, seen + L)):  # no set: symbolic sizes have no hash
             raise ValueError(f"attention_mask must be {(B, seen + L)}, got {tuple(attention_mask.shape)}")
         mask = attention_mask[:, -L:].bool()
         # One look here spares every layer the multiplications, and attention its explicit mask.

@@ -15,6 +15,7 @@ from longconv.kernels.recurrence import (
     modal_state,
     modal_step,
 )
+from longconv.kernels.recurrence.kernel import modal_kernel_op
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 127, 1000, 1021, 4096]
 DTYPES = [torch.float32, torch.float64]
@@ -199,6 +200,42 @@ def test_compiles_without_a_break():
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
         for a, e in zip(compiled, function(*args), strict=True):
             assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [0, 1, 5])
+def test_kernel_as_a_node_of_a_graph(N, dtype):
+    for L in [1, 2, 3, 5, 64, 1021]:
+        args = [t.requires_grad_() for t in modes(3, N, dtype)]
+        dh = torch.randn(3, L, dtype=dtype)
+        wide = [t.detach().to(torch.complex128 if t.is_complex() else torch.float64).requires_grad_() for t in args]
+        h, expected = modal_kernel_op(*args, L), modal_kernel_reference(*wide, L)
+        assert_close(h, expected, name=f"L = {L}")
+        grads = torch.autograd.grad(h, args, dh)
+        for grad, x, reference in zip(
+            grads, args, torch.autograd.grad(expected, wide, dh.double(), materialize_grads=True), strict=True
+        ):
+            assert grad.dtype == x.dtype
+            assert_close(grad, reference, dtype, name=f"gradient, L = {L}")
+    torch.library.opcheck(modal_kernel_op, (*(t.requires_grad_() for t in modes(3, N, dtype)), 40))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_kernel_compiles_once_for_all_lengths():
+    poles, residues, passthrough = (t.requires_grad_() for t in modes(3, 5))
+    args = (poles, residues, passthrough)
+    compiled = torch.compile(
+        lambda length: modal_kernel(*args, length), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for length, stance in [(37, "default"), (2, "fail_on_recompile"), (1000, "fail_on_recompile")]:
+        with torch.compiler.set_stance(stance):
+            h = compiled(length)
+        expected = modal_kernel(*args, length)
+        assert_close(h, expected, torch.float32)
+        for grad, reference in zip(
+            torch.autograd.grad(h.square().sum(), args), torch.autograd.grad(expected.square().sum(), args), strict=True
+        ):
+            assert_close(grad, reference, torch.float32)
 
 
 def test_errors_name_the_argument():
