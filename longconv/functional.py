@@ -2,12 +2,14 @@
 
 from longconv.kernels.fftconv import fft_conv
 from longconv.kernels.fftconv.online import OnlineConv
+from longconv.kernels.fftconv.stream import fft_conv_chunk
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 __all__ = [
     "OnlineConv",
     "fft_conv",
+    "fft_conv_chunk",
     "modal_kernel",
     "modal_scan",
     "modal_state",
