@@ -86,10 +86,13 @@ def test_value_and_gradients_equal_the_definition(case):
     y, expected = fft_conv(**leaves, **form), fft_conv_reference(**wide, **form)
     assert y.dtype == x["u"].dtype
     assert y.is_contiguous()
-    # One unit-scale term of the sums: only where all terms but a few cancel is the result itself smaller.
-    assert_close(y, expected, 1.0 if y.numel() else 0.0, "y")
+    # Of single numbers nearly everything may cancel, so that only rounding noise is left. Outputs are of unit scale; a
+    # filter's gradient is, at each tap, a sum of as many unit-scale products as there are samples in all rows.
+    B, _, L = x["u"].shape
+    numbers = min(1.0, float(y.numel()))
+    assert_close(y, expected, numbers, "y")
     grads = torch.autograd.grad(y, leaves.values(), dy)
     exact = torch.autograd.grad(expected, wide.values(), dy.double())
     for name, g, e in zip(leaves, grads, exact, strict=True):
         assert g.dtype == leaves[name].dtype
-        assert_close(g, e, 1.0 if y.numel() else 0.0, f"gradient of {name}")
+        assert_close(g, e, numbers if name in ACTIVATIONS else (B * L) ** 0.5, f"gradient of {name}")
