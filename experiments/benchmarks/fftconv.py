@@ -1,5 +1,6 @@
-"""Long convolution against torch.fft, scipy and julius: `longconv bench fftconv`."""
+"""Long convolution against torch.fft, scipy, julius and fft-conv-pytorch: `longconv bench fftconv`."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from .harness import Case, Implementation, compare
 from .report import Row, Shape, append_rows, default_output, plot, print_table
 
 try:
+    import fft_conv_pytorch
     import julius
     import scipy.fft
     import scipy.signal
@@ -22,31 +24,40 @@ except ImportError as error:
     raise ImportError(f"this benchmark needs {error.name}: pip install 'longconv[bench]'") from error
 
 
+# fft-conv-pytorch indexes in a way that PyTorch warns of, at its first call.
+warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
+
+
 def run(
-    lengths: tuple[int, ...] = (1024, 4096, 16384, 65536, 262144),
+    lengths: tuple[int, ...] = (256, 1024, 4096, 16384, 65536, 262144, 1048576),
+    taps: tuple[int, ...] = (0, 1024, 64),
     elements: int = 2**21,
     batch: int | None = None,
     dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32",
     repeats: int = 20,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    fresh: bool = False,
     memory: bool = True,
     output: Path | None = None,
 ) -> list[Row]:
-    """Time the causal long convolution of u (B, D, L) with filters k (D, L), ours and others', forward and backward.
+    """Time the causal long convolution of u (B, D, L) with filters k (D, K), ours and others', forward and backward.
 
     All run interleaved in one process after a warm-up. An implementation whose output or gradients differ from the
     float64 reference by more than the dtype's tolerance is not timed. Prints a table, appends its rows to a CSV file
     and draws a PNG beside it.
 
     Args:
-        lengths: sequence lengths L; filters are as long.
+        lengths: sequence lengths L.
+        taps: filter lengths K; 0 for filters as long as the sequence. A K that is not below L is left out.
         elements: about B * D * L, which decides how many channels there are; at least one.
         batch: B; by default 8, or less where there would be fewer channels than batch rows.
         dtype: of u and the output. Filters are float32, or float64 if u is.
         repeats: timed calls of each implementation.
         threads: CPU threads; by default what torch chooses.
         device: "auto" takes a GPU if there is one.
+        fresh: give freed memory back to the system before every timed call, so that each call has to get its own anew,
+            as in training with changing shapes. Otherwise calls may reuse what earlier ones left behind.
         memory: measure peak memory too, each implementation in a process of its own.
         output: the CSV file. By default experiments/benchmarks/results/fftconv.csv of a source checkout, elsewhere
             longconv-bench-fftconv.csv in the current folder.
@@ -63,13 +74,18 @@ def run(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if not lengths or min(lengths) < 1:
         raise ValueError(f"lengths must be one or more numbers from 1 up, got {lengths}")
+    if min(taps, default=-1) < 0:
+        raise ValueError(f"taps must be one or more numbers from 0 up, got {taps}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': torch finds no GPU here")
     console = Console()
-    shapes = [choose_shape(L, elements, batch) for L in sorted(set(lengths))]
-    console.print("Shapes (B, D, L): " + ", ".join(f"({s.B}, {s.D}, {s.L})" for s in shapes))
+    whole = [choose_shape(L, elements, batch) for L in sorted(set(lengths))]
+    console.print("Shapes (B, D, L): " + ", ".join(f"({s.B}, {s.D}, {s.L})" for s in whole))
+    shapes = [s if K == 0 else s._replace(K=K) for K in dict.fromkeys(taps) for s in whole if s.L > K]
+    if not shapes:
+        raise ValueError(f"taps: no filter of {taps} taps is shorter than a sequence of {lengths}")
     rows = compare(
         __name__,
         shapes,
@@ -77,6 +93,7 @@ def run(
         device=device,
         repeats=repeats,
         threads=threads,
+        fresh=fresh,
         memory=memory,
         console=console,
     )
@@ -104,6 +121,7 @@ def implementations(device: str) -> list[Implementation]:
         Implementation("torch rfft", _torch_rfft),
         Implementation("torch fft", _torch_fft),
         Implementation("julius", _julius),
+        Implementation("fft-conv-pytorch", _fft_conv_pytorch),
     ]
     return everywhere + ([Implementation("scipy", _scipy, differentiable=False)] if device == "cpu" else [])
 
@@ -142,6 +160,12 @@ def _julius(u: Tensor, k: Tensor) -> Tensor:
 
     x = F.pad(u.to(k.dtype), (k.shape[-1], 0))
     return torch.vmap(one_channel, in_dims=(1, 0), out_dims=1)(x, k.flip(-1))[..., 1:].to(u.dtype)
+
+
+def _fft_conv_pytorch(u: Tensor, k: Tensor) -> Tensor:
+    """`fft_conv_pytorch.fft_conv` with a group for every channel. It correlates, as `torch.nn.functional.conv1d`."""
+    x = F.pad(u.to(k.dtype), (k.shape[-1] - 1, 0))
+    return fft_conv_pytorch.fft_conv(x, k.flip(-1)[:, None], groups=k.shape[0]).to(u.dtype)
 
 
 def _scipy(u: Tensor, k: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ def interleave(
     device: torch.device,
     *,
     warmup: int = 2,
+    before: Callable[[], None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
     clock: Callable[[Callable[[], object], torch.device], float] = time_call,
 ) -> dict[str, Timing]:
@@ -157,6 +158,7 @@ def interleave(
         repeats: timed rounds; at least 1.
         device: where the calls run.
         warmup: rounds before these.
+        before: called before every call, and not timed.
         tick: called after every round.
         clock: measures one call, in milliseconds.
 
@@ -172,6 +174,7 @@ def interleave(
         for round_ in range(-warmup, repeats):
             first = round_ % len(names) if names else 0
             for name in names[first:] + names[:first]:
+                before()
                 elapsed = clock(calls[name], device)
                 if round_ >= 0:
                     samples[name].append(elapsed)
@@ -191,6 +194,15 @@ def cpu_threads(threads: int | None) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+def return_free_memory() -> None:
+    """Give what earlier calls freed back to the system, where the C library can (glibc)."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -260,9 +272,7 @@ def _peak_of(call: Callable[[], object], device: torch.device) -> float | None:
     reset = Path("/proc/self/clear_refs")
     if not os.access(reset, os.W_OK):
         return None
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc: what earlier calls freed goes back to the system
-        libc.malloc_trim(0)
+    return_free_memory()
     reset.write_text("5")  # the high-water mark starts anew at the present size
     before = _status_bytes("VmRSS")
     call()
@@ -285,6 +295,7 @@ def compare(
     device: str,
     repeats: int,
     threads: int | None,
+    fresh: bool,
     memory: bool,
     console: Console,
 ) -> list[Row]:
@@ -297,6 +308,7 @@ def compare(
         device: "cpu" or "cuda".
         repeats: timed calls of each implementation.
         threads: CPU threads; None for torch's own choice.
+        fresh: give freed memory back to the system before every timed call.
         memory: measure the peaks as well.
         console: where progress, and refusals of the gate, are printed.
 
@@ -312,7 +324,7 @@ def compare(
     where = torch.device(device)
     timings: dict[tuple[Shape, Mode], dict[str, Timing | None]] = {}
     with cpu_threads(threads) as used, Progress(console=console) as progress:
-        context = environment(where, used)
+        context = environment(where, used, fresh)
         bar = progress.add_task("", total=len(shapes) * len(MODES) * (repeats + 2))
         for shape in shapes:
             progress.update(bar, description=str(shape))
@@ -333,7 +345,13 @@ def compare(
                         console.print(f"wrong, so not timed: {error}", style="bold red", markup=False)
                         continue
                     trusted[contestant.name] = functools.partial(evaluate, contestant.call, case, mode)
-                timings[shape, mode] |= interleave(trusted, repeats, where, tick=lambda: progress.advance(bar))
+                timings[shape, mode] |= interleave(
+                    trusted,
+                    repeats,
+                    where,
+                    before=return_free_memory if fresh else lambda: None,
+                    tick=lambda: progress.advance(bar),
+                )
         peaks: dict[tuple[Shape, Mode, str], float | None] = {}
         if memory:
             jobs = [(contestant.name, mode) for contestant in contestants for mode in contestant.modes]

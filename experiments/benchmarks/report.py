@@ -70,6 +70,7 @@ class Row:
         mode: "forward" or "forward+backward".
         B: batch, with D channels, L time steps and K filter taps.
         dtype: of the input; filters are float32, or float64 with a float64 input.
+        memory: "reused" if calls could take what earlier ones had freed, "fresh" if it went back to the system before.
         repeats: timed calls behind the three times.
         status: "ok", or "wrong" for one that the gate refused, which then has no numbers.
         ms_median: milliseconds per call; `ms_min` and `ms_max` likewise.
@@ -91,6 +92,7 @@ class Row:
     L: int
     K: int
     dtype: str
+    memory: Literal["reused", "fresh"]
     repeats: int
     status: Literal["ok", "wrong"]
     ms_median: float | None
@@ -128,8 +130,8 @@ def make_row(
     )
 
 
-def environment(device: torch.device, threads: int) -> dict[str, Any]:
-    """The columns of a row that say where and when it was measured."""
+def environment(device: torch.device, threads: int, fresh: bool = False) -> dict[str, Any]:
+    """The columns of a row that say where, when and how it was measured."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -137,6 +139,7 @@ def environment(device: torch.device, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "longconv": importlib.metadata.version("longconv"),
+        "memory": "fresh" if fresh else "reused",
     }
 
 
@@ -183,7 +186,7 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
     if not rows:
         return
     first = rows[0]
-    where = f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}"
+    where = f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, {first.memory} memory"
     versions = f"torch {first.torch}, python {first.python}, longconv {first.longconv}, {first.date}"
     caption = "times in ms; ratio: median over that of the first; peak extra memory in MB, result included"
     table = Table(title=f"{where}\n{versions}", caption=caption, box=box.SIMPLE_HEAD)
@@ -211,7 +214,7 @@ _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#E69F00", "^"), ("#009E73", "D"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw median milliseconds against L on logarithmic axes into a PNG file, a panel for every mode.
+    """Draw median milliseconds against L on logarithmic axes into a PNG file, a panel for every mode and filter length.
 
     Thin bars go from the fastest to the slowest repeat. Rows without times are left out.
     """
@@ -220,11 +223,14 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         return
     names = list(dict.fromkeys(row.implementation for row in rows))
     lengths = sorted({row.L for row in rows})
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    panels = figure.subplots(1, len(MODES), sharey=True)
-    for panel, mode in zip(panels, MODES, strict=True):
+    # A row of panels for filters as long as the sequence, and one for each fixed number of taps.
+    taps = sorted({0 if row.K == row.L else row.K for row in rows}, key=lambda K: -K if K else -(10**12))
+    figure = Figure(figsize=(11, 1.0 + 3.8 * len(taps)), layout="constrained")
+    grid = figure.subplots(len(taps), len(MODES), sharey=True, squeeze=False)
+    for (K, mode), panel in zip(itertools.product(taps, MODES), grid.flat, strict=True):
+        here = [row for row in rows if row.mode == mode and (row.K == K if K else row.K == row.L)]
         for i, name in enumerate(names):
-            line = sorted((r for r in rows if (r.implementation, r.mode) == (name, mode)), key=lambda r: r.L)
+            line = sorted((row for row in here if row.implementation == name), key=lambda row: row.L)
             color, marker = _STYLES[i % len(_STYLES)]
             x = [row.L * 2 ** (0.06 * (i - (len(names) - 1) / 2)) for row in line]  # side by side, so that bars show
             medians = [row.ms_median for row in line]
@@ -239,15 +245,19 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.set_title(mode, loc="left")
+        panel.set_title(f"{mode}, " + (f"K = {K:,} taps" if K else "K = L taps"), loc="left")
         panel.set_xlabel("L, time steps")
         panel.grid(axis="y", which="major", color="0.85")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("ms per call: median, min to max")
-    handles, labels = panels[0].get_legend_handles_labels()
+    for panel in grid[:, 0]:
+        panel.set_ylabel("ms per call: median, min to max")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
     first = rows[0]
-    figure.suptitle(f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, torch {first.torch}", fontsize=10)
+    where = (
+        f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, {first.memory} memory, torch {first.torch}"
+    )
+    figure.suptitle(where, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
