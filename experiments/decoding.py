@@ -1,4 +1,9 @@
-"""How long a token takes to generate, against the length of the context: models interleaved in one process."""
+"""How long a token takes to generate, against the length of the context: models interleaved in one process.
+
+What a median does not show: filters that are not recurrences do rare and dear work between cheap steps. The largest is
+a transform of 2T points or more, before the first token after a prefill of T and whenever the context has doubled
+since (`longconv.functional.OnlineConv`).
+"""
 
 import random
 import statistics

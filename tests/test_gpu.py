@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from longconv.distill import distill
-from longconv.functional import fft_conv
+from longconv.functional import OnlineConv, fft_conv, fft_conv_chunk
 from longconv.layers import Hyena
 from longconv.models import LongConvConfig, LongConvForCausalLM
 
@@ -45,6 +45,23 @@ def test_autocast():
         y = fft_conv(u, k)
     assert y.dtype == torch.bfloat16
     numerics.assert_close(y, fft_conv(u, k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_online_conv_and_chunks(dtype):
+    v, k = torch.randn(2, 3, 900, device="cuda").to(dtype), torch.randn(3, 900, device="cuda") / 30
+    k = k.double() if dtype == torch.float64 else k
+    expected = fft_conv(v, k)
+    y, state = fft_conv_chunk(v[..., :100], k)
+    outputs, state = [y], OnlineConv(k, v[..., :100]).map(lambda t: t.cpu(), constants=True)
+    state = state.map(lambda t: t.cuda(), constants=True)
+    for v_t in v[..., 100:600].unbind(-1):
+        y_t, state = state.step(v_t)
+        outputs.append(y_t[..., None])
+    for piece in (v[..., 600:650], v[..., 650:]):
+        y, state = state.extend(piece)
+        outputs.append(y)
+    numerics.assert_close(torch.cat(outputs, -1), expected)
 
 
 def test_a_layer_on_another_stream_and_step_by_step():
