@@ -5,6 +5,7 @@
     layers       sequence mixers, channels last (B, L, D), that also run as a stream
     models       language models and classifiers for Hugging Face transformers   (needs longconv[train])
     distill      trained convolution -> recurrence with O(1) generation
+    export       layers and models as ONNX files                             (needs longconv[onnx])
 
 Importing this package needs torch, einops and numpy only; `models` is imported when asked for.
 """

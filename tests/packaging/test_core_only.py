@@ -35,6 +35,7 @@ ALLOWED = {str(file).split("/")[0].partition(".")[0] for d in CORE.values() for 
 ALLOWED |= sys.stdlib_module_names | {"longconv"}
 BLOCKED = {"transformers", "datasets", "scipy", "matplotlib", "tyro", "rich", "sentencepiece", "triton", "accelerate"}
 BLOCKED |= {"safetensors", "tokenizers", "julius", "tqdm", "pyarrow", "pandas"}
+BLOCKED |= {"onnx", "onnxscript", "onnxruntime"}
 assert not ALLOWED & BLOCKED, ALLOWED & BLOCKED
 
 
@@ -111,3 +112,22 @@ def test_models_name_the_missing_extra():
         """
     )
     assert "longconv[train]" in printed
+
+
+def test_export_names_the_missing_extra():
+    printed = run(
+        """
+        import torch
+
+        import longconv.export
+
+        layer = longconv.layers.Hyena(8, max_length=64).eval()
+        try:
+            longconv.export.to_onnx(layer, torch.randn(2, 50, 8))
+        except ImportError as error:
+            print(error)
+        else:
+            raise SystemExit("longconv.export.to_onnx ran without onnx")
+        """
+    )
+    assert "longconv[onnx]" in printed
