@@ -53,7 +53,9 @@ def fft_conv_chunk(
     _check(u, k, skip, None, pre_gate, post_gate)
     device = u.device.type
     if torch.is_autocast_enabled(device):
-        u, pre_gate, post_gate = (_lower(x, torch.get_autocast_dtype(device)) for x in (u, pre_gate, post_gate))
+        dtype = torch.get_autocast_dtype(device)
+        u = _lower(u, dtype)
+        pre_gate, post_gate = (None if gate is None else _lower(gate, dtype) for gate in (pre_gate, post_gate))
     # Not below: the operator would round the window, which holds products of gate and input in full.
     with torch.autocast(device, enabled=False):
         wide = torch.promote_types(torch.promote_types(u.dtype, k.dtype), torch.float32)
@@ -68,9 +70,9 @@ def fft_conv_chunk(
         return y.to(u.dtype).contiguous(), state
 
 
-def _lower(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _lower(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return an activation as autocast passes it to `fft_conv`: float64 stays."""
-    return x if x is None or x.dtype == torch.float64 else x.to(dtype)
+    return x if x.dtype == torch.float64 else x.to(dtype)
 
 
 def _check_state(state: Tensor, v: Tensor, reach: int) -> None:

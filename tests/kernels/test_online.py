@@ -1,6 +1,7 @@
 """`OnlineConv` against `fft_conv` over the whole sequence: steps, chunks, prefills, branches, batches, dtypes."""
 
 import copy
+from random import Random
 
 import pytest
 import torch
@@ -134,6 +135,40 @@ def test_states_follow_the_batch(at, behind):
     run_steps(state, torch.randn(3, D, 70))
     y, _ = run_steps(copied.map(torch.clone, constants=True), v[..., at:])
     assert_close(y, expected, torch.float32)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_programs(seed, monkeypatch):
+    """States in any order, of blocks so small that a short stream has tiles of every size: each is right on its own."""
+    monkeypatch.setattr(online, "BLOCK", 4)
+    monkeypatch.setattr(online, "LOOK_AHEAD", 8)
+    random = Random(seed)
+    K = random.choice([1, 3, 4, 5, 9, 30, 200])
+    k = torch.randn(D, K)
+    empty = torch.zeros(2, D, 0)
+    states = [(OnlineConv(k, empty), empty)]  # with all inputs so far
+    for _ in range(400):
+        at = random.choice([-1, -1, -1, -1, -1, random.randrange(len(states))])
+        state, past = states[at]
+        new = torch.randn(2, D, random.choice([1, 1, 1, 1, 2, 5, 17]))
+        whole_past = torch.cat([past, new], -1)
+        action = random.choice(["step", "step", "step", "extend", "append", "map", "clone"])
+        if action in ("map", "clone"):
+            fn = torch.clone if action == "clone" else lambda t: t.flip(0)
+            states.append((state.map(fn), fn(past)))
+            continue
+        if action == "append":
+            states.append((state.append(new), whole_past))
+            continue
+        if action == "step":
+            new, whole_past = new[..., :1], torch.cat([past, new[..., :1]], -1)
+            y, after = state.step(new[..., 0])
+            y = y[..., None]
+        else:
+            y, after = state.extend(new)
+        assert_close(y, whole(whole_past, k)[..., past.shape[-1] :], torch.float32, name=action)
+        assert torch.equal(after.inputs, whole_past[..., max(0, whole_past.shape[-1] - (K - 1)) :])
+        states.append((after, whole_past))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
