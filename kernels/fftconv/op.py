@@ -4,6 +4,8 @@ The convolution is linear in u, in each gate, and in its filters (k, skip, k_rev
 backward pass consists of convolutions and backward passes again, to any order.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,6 @@ from . import dispatch
 
 # Positions of the differentiable tensors, in the order of `needs` and of the gradients.
 _TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
-_FILTERS = ("k", "skip", "k_reverse")
 
 
 @torch.library.custom_op("longconv::fft_conv", mutates_args=())
@@ -80,6 +81,25 @@ def _gradients(
     return {name: grad for name, grad in zip(_TENSORS, grads, strict=True) if name in wanted}
 
 
+def _changed(
+    x: dict[str, Tensor | None], changes: dict[str, Tensor | None]
+) -> Iterator[tuple[set[str], dict[str, Tensor | None]]]:
+    """Yield each factor that y is linear in, and the inputs with that factor replaced by its change."""
+    changes = {name: change for name, change in changes.items() if change is not None and x[name] is not None}
+    for factor in ({"u"}, {"k", "skip", "k_reverse"}, {"pre_gate"}, {"post_gate"}):
+        if factor & changes.keys():
+            replaced = {**x, **{name: changes.get(name) for name in factor}}
+            if replaced["k"] is None:  # only the skip or the taps before lag 0 change
+                assert x["k"] is not None
+                replaced["k"] = torch.zeros_like(x["k"])
+            yield factor, replaced
+
+
+def _add(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    for name, part in parts.items():
+        totals[name] = totals[name] + part if name in totals else part
+
+
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens = inputs
     ctx.circular = circular
@@ -114,25 +134,15 @@ def _double_backward(ctx, cotangents):  # type: ignore[no-untyped-def]
     """
     dy, *tensors, cu_seqlens = ctx.saved_tensors
     x = dict(zip(_TENSORS, tensors, strict=True))
-    changes = {
-        name: cotangent
-        for name, cotangent, need in zip(_TENSORS, cotangents, ctx.needs, strict=True)
-        if need and x[name] is not None and cotangent is not None
-    }
+    changes = {name: g for name, g, need in zip(_TENSORS, cotangents, ctx.needs, strict=True) if need}
     wants = ctx.needs_input_grad
     wanted = {name for name, want in zip(_TENSORS, (*wants[1:5], *wants[6:8]), strict=True) if want}
     totals: dict[str, Tensor] = {}
-    for factor in (("u",), _FILTERS, ("pre_gate",), ("post_gate",)):
-        if not any(name in changes for name in factor):
-            continue
-        replaced = {**x, **{name: changes.get(name) for name in factor}}
-        if replaced["k"] is None:  # only the skip or the taps before lag 0 change
-            replaced["k"] = torch.zeros_like(x["k"])
-        parts = _gradients(dy, replaced, ctx.circular, cu_seqlens, wanted - set(factor))
+    for factor, replaced in _changed(x, changes):
+        parts = _gradients(dy, replaced, ctx.circular, cu_seqlens, wanted - factor)
         if wants[0]:
             parts["dy"] = _forward(replaced, ctx.circular, cu_seqlens)
-        for name, part in parts.items():
-            totals[name] = totals[name] + part if name in totals else part
+        _add(totals, parts)
     # Under AMP or with float64 filters the pieces may be wider than what they belong to.
     ddy = totals["dy"].to(dy.dtype) if "dy" in totals else None
     du, dk, dskip, dk_reverse, dpre, dpost = (totals.get(name) for name in _TENSORS)
@@ -203,7 +213,18 @@ class _Conv(torch.autograd.Function):
     def forward(*args):  # type: ignore[no-untyped-def]
         return fft_conv_op(*args)
 
-    setup_context = staticmethod(_setup_context)
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:4], *inputs[5:])
+
+    @staticmethod
+    def jvp(ctx, du, dk, dskip, dk_reverse, _, dpre, dpost, __):  # type: ignore[no-untyped-def]
+        *tensors, cu_seqlens = ctx.saved_tensors
+        x = dict(zip(_TENSORS, tensors, strict=True))
+        changes = dict(zip(_TENSORS, (du, dk, dskip, dk_reverse, dpre, dpost), strict=True))
+        return sum(_forward(replaced, ctx.circular, cu_seqlens) for _, replaced in _changed(x, changes))
+
     backward = staticmethod(_backward)
     vmap = staticmethod(_vmap_forward)
 
@@ -215,7 +236,28 @@ class _ConvBackward(torch.autograd.Function):
     def forward(*args):  # type: ignore[no-untyped-def]
         return tuple(fft_conv_backward_op(*args))
 
-    setup_context = staticmethod(_setup_context_of_backward)
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _setup_context_of_backward(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:5], *inputs[6:8], inputs[9])
+
+    @staticmethod
+    def jvp(ctx, ddy, du, dk, dskip, dk_reverse, _, dpre, dpost, __, ___):  # type: ignore[no-untyped-def]
+        dy, *tensors, cu_seqlens = ctx.saved_tensors
+        x = dict(zip(_TENSORS, tensors, strict=True))
+        needed = {name for name, need in zip(_TENSORS, ctx.needs, strict=True) if need}
+        totals = {} if ddy is None else _gradients(ddy, x, ctx.circular, cu_seqlens, needed)
+        changes = dict(zip(_TENSORS, (du, dk, dskip, dk_reverse, dpre, dpost), strict=True))
+        for factor, replaced in _changed(x, changes):
+            _add(totals, _gradients(dy, replaced, ctx.circular, cu_seqlens, needed - factor))
+        return tuple(
+            totals[name]
+            if name in totals
+            else dy.new_zeros(0)
+            if t is None or name not in needed
+            else torch.zeros_like(t)
+            for name, t in x.items()
+        )
 
     @staticmethod
     def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]

@@ -121,6 +121,27 @@ def test_hessian_and_vjp_of_torch_func():
     assert dk.shape == k.shape
 
 
+@pytest.mark.parametrize("circular", [False, True])
+def test_forward_mode(circular):
+    x = make(2, 2, 12, 9, 4)
+    f = lambda *a, impl="auto": fft_conv(**dict(zip(x, a, strict=True)), circular=circular, impl=impl)  # noqa: E731
+    tangents = tuple(torch.randn_like(t) for t in x.values())
+    y, dy = torch.func.jvp(f, tuple(x.values()), tangents)
+    step = 1e-6
+    ahead, behind = (f(*(t + s * d for t, d in zip(x.values(), tangents, strict=True))) for s in (step, -step))
+    assert torch.allclose(dy, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-6)
+    numerics.assert_close(y, f(*x.values(), impl="reference"))
+
+
+@pytest.mark.parametrize("name", ["u", "k", "skip", "pre_gate"])
+def test_forward_over_reverse(name):
+    """`torch.func.hessian`, against reverse over reverse of the definition."""
+    x = make(1, 1, 5, 4, 2)
+    loss = lambda t, impl: fft_conv(**{**x, name: t}, impl=impl).pow(3).sum()  # noqa: E731
+    ours = torch.func.hessian(lambda t: loss(t, "auto"))(x[name])
+    numerics.assert_close(ours, torch.autograd.functional.hessian(lambda t: loss(t, "reference"), x[name]))
+
+
 def test_functional_call_over_an_ensemble_of_filters():
     class Conv(torch.nn.Module):
         def __init__(self):
@@ -140,9 +161,7 @@ def test_functional_call_over_an_ensemble_of_filters():
 
 def test_vmap_over_boundaries_is_refused():
     with pytest.raises(ValueError, match="cu_seqlens: vmap"):
-        vmap(lambda cu: fft_conv(torch.ones(1, 2, 8), torch.ones(2, 8), cu_seqlens=cu))(
-            torch.tensor([[0, 8], [0, 8]])
-        )
+        vmap(lambda cu: fft_conv(torch.ones(1, 2, 8), torch.ones(2, 8), cu_seqlens=cu))(torch.tensor([[0, 8], [0, 8]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
