@@ -1,17 +1,18 @@
 """Benchmarks of operators against the alternatives, one file each; run as `longconv bench NAME`.
 
 fftconv.py   long convolution: torch.fft, scipy, julius, fft-conv-pytorch
+stages.py    where its time goes on a CPU, against the floor of its transforms
 harness.py   what they share: oracle gate, interleaved timing, peak memory
 report.py    the columns of a row, CSV file, table and plot
 results/     rows appended by every run, with device, versions and date
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from . import fftconv
-from .report import Row
+from . import fftconv, stages
 
 #: The functions behind `longconv bench NAME`.
-BENCHMARKS: dict[str, Callable[..., list[Row]]] = {"fftconv": fftconv.run}
+BENCHMARKS: dict[str, Callable[..., list[Any]]] = {"fftconv": fftconv.run, "stages": stages.run}
 
 __all__ = ["BENCHMARKS"]
