@@ -230,7 +230,8 @@ class _Storage:
     def ready(self, length: int) -> "_Storage":
         """Return storage that takes sample number `length`: this one, with everything due added, or a new one."""
         i, room = length - self.origin, self.inputs.shape[-1] - self.kept
-        locked = self.inputs.is_inference() and not torch.is_inference_mode_enabled()
+        written = (self.inputs, self.inputs if self.pending is None else self.pending)
+        locked = not torch.is_inference_mode_enabled() and any(t.is_inference() for t in written)
         if self.filled != length or i == room or locked:
             return _Storage.after(self.kernel, self.inputs_before(length), length).ready(length)
         if self.pending is None:

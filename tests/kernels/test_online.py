@@ -220,6 +220,11 @@ def test_inference_mode_states_go_on_outside_of_it():
     with torch.inference_mode():
         rest, _ = run_steps(state, v[..., 140:])
     assert_close(torch.cat([y, rest], -1), whole(v, k)[..., 70:], torch.float32)
+    state = start(k, v, 70)
+    with torch.inference_mode():  # makes the pass
+        y, state = state.step(v[..., 70])
+    rest, _ = run_steps(state, v[..., 71:])
+    assert_close(torch.cat([y[..., None], rest], -1), whole(v, k)[..., 70:], torch.float32)
 
 
 def test_a_failure_leaves_the_state_usable(monkeypatch):
