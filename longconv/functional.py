@@ -1,6 +1,7 @@
 """The public operators, re-exported from `longconv.kernels`. Channels first: (B, D, L)."""
 
 from longconv.kernels.fftconv import fft_conv
+from longconv.kernels.fftconv.conv2d import fft_conv2d
 from longconv.kernels.fftconv.online import OnlineConv
 from longconv.kernels.fftconv.stream import fft_conv_chunk
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
@@ -9,6 +10,7 @@ from longconv.kernels.shortconv import short_conv, short_conv_step
 __all__ = [
     "OnlineConv",
     "fft_conv",
+    "fft_conv2d",
     "fft_conv_chunk",
     "modal_kernel",
     "modal_scan",
