@@ -2,16 +2,21 @@
 
 from longconv.kernels.fftconv import fft_conv
 from longconv.kernels.fftconv.conv2d import fft_conv2d
+from longconv.kernels.fftconv.mask import SpectrumMask, choose_mask
 from longconv.kernels.fftconv.online import OnlineConv
+from longconv.kernels.fftconv.sparse import fft_conv_sparse
 from longconv.kernels.fftconv.stream import fft_conv_chunk
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 __all__ = [
     "OnlineConv",
+    "SpectrumMask",
+    "choose_mask",
     "fft_conv",
     "fft_conv2d",
     "fft_conv_chunk",
+    "fft_conv_sparse",
     "modal_kernel",
     "modal_scan",
     "modal_state",
