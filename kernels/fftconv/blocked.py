@@ -149,6 +149,8 @@ def _blocks(shape: torch.Size, plan: Plan, device: torch.device) -> Iterator[tup
     points = BLOCK_POINTS.get(device.type, BLOCK_POINTS_ELSEWHERE)
     # Channels first: rows that are neighbours in memory, and filters that are transformed once for the whole batch.
     rows = max(1, points // plan.n)
+    if plan.n <= points:
+        rows = max(rows, min(torch.get_num_threads(), D))  # two threads on a single row are slower than on one each
     per_d = min(D, rows)
     per_b = min(B, max(1, rows // per_d))
     batches = [slice(b, min(b + per_b, B)) for b in range(0, B, per_b)]

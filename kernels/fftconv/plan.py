@@ -25,12 +25,11 @@ from torch import Tensor
 
 from .fft import fft_, ifft_, irfft, keeps_setup, rfft
 
-# Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored. Where every FFT is set
-# up anew, a batch of short ones is cheaper than a long one.
-DIRECT_LIMIT, DIRECT_LIMIT_WITHOUT_SETUP_KEPT = 65536, 8192
-# The inner FFT of a factored transform: at most this long, so that a row stays inside the second-level cache, ...
-INNER_LIMIT = 32768
-# ... while the outer matrix product, whose cost grows with its size, stays within these.
+# Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored, with inner FFTs of up to
+# so many. Where every FFT is set up anew, a batch of short ones is cheaper than a long one.
+DIRECT_LIMIT, INNER_LIMIT = 2**18, 2**17
+DIRECT_LIMIT_WITHOUT_SETUP, INNER_LIMIT_WITHOUT_SETUP = 2**13, 2**15
+# The cost of the outer matrix product grows with its size, which stays within these.
 MIN_OUTER, MAX_OUTER = 8, 128
 
 
@@ -70,13 +69,18 @@ class RightAnglePlan:
     """Right-angle transform of n points as one complex FFT of a row times psi^t, psi = exp(-i pi / 2n)."""
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.n = n
-        self.psi = _with_conjugate(_unit_circle(-torch.arange(n, dtype=torch.float64) / (4 * n), dtype, device))
-        self.psi_inverse = tuple(psi / n for psi in reversed(self.psi))
+        self.n, self.dtype, self.device = n, dtype, device
+        self.turn = lru_cache(self._turn)  # tables as long as a row: made when they are first needed, and kept
+
+    def _turn(self, conj: bool, inverse: bool) -> Tensor:
+        """psi^t, or with one of the two its conjugate; divided by n on the way back."""
+        sign = 1 if conj != inverse else -1
+        psi = _unit_circle(sign * torch.arange(self.n, dtype=torch.float64) / (4 * self.n), self.dtype, self.device)
+        return psi / self.n if inverse else psi
 
     def forward(self, x: Tensor, conj: bool = False) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
-        m, psi = x.shape[-1], self.psi[conj]
+        m, psi = x.shape[-1], self.turn(conj, False)
         z = torch.empty((*x.shape[:-1], self.n), dtype=psi.dtype, device=psi.device)  # contiguous, whatever x is
         z[..., :m].copy_(x).mul_(psi[:m])
         z[..., m:].zero_()
@@ -84,7 +88,7 @@ class RightAnglePlan:
 
     def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
         """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
-        z = (fft_(X) if conj else ifft_(X)).mul_(self.psi_inverse[conj])
+        z = (fft_(X) if conj else ifft_(X)).mul_(self.turn(conj, True))
         return _copy_real(z[..., : out.shape[-1]], out)
 
 
@@ -136,16 +140,16 @@ def make_plan(length: int, circular: bool, dtype: torch.dtype, device: torch.dev
     """Choose the transform for rows of `length` samples, computed in `dtype` (float32 or float64)."""
     if circular:
         return CircularPlan(length)
-    limit = DIRECT_LIMIT if keeps_setup(device) else DIRECT_LIMIT_WITHOUT_SETUP_KEPT
-    if device.type != "cpu" or length <= limit:
+    kept = keeps_setup(device)
+    if device.type != "cpu" or length <= (DIRECT_LIMIT if kept else DIRECT_LIMIT_WITHOUT_SETUP):
         return RightAnglePlan(next_fast_length(length), dtype, device)
-    outer, inner = factorise(length)
+    outer, inner = factorise(length, INNER_LIMIT if kept else INNER_LIMIT_WITHOUT_SETUP)
     return MonarchPlan(outer, inner, dtype, device)
 
 
-def factorise(length: int) -> tuple[int, int]:
-    """Return (N1, N2) with N1 * N2 >= `length`: N1 a power of two, N2 a fast length in cache if it can be."""
-    outer = 1 << (math.ceil(length / INNER_LIMIT) - 1).bit_length()
+def factorise(length: int, inner_limit: int) -> tuple[int, int]:
+    """Return (N1, N2) with N1 * N2 >= `length`: N1 a power of two, N2 a fast length within the limit if it can be."""
+    outer = 1 << (math.ceil(length / inner_limit) - 1).bit_length()
     outer = min(max(outer, MIN_OUTER), MAX_OUTER)
     return outer, next_fast_length(-(-length // outer))
 

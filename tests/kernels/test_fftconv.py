@@ -116,10 +116,10 @@ def test_gradient_of_one_argument_alone(wanted):
     numerics.assert_close(grad, expected)
 
 
-@pytest.mark.parametrize("circular", [False, True])
-def test_long_rows(circular):
-    """Lengths that take the factored transform, with a length that is not the transform's own."""
-    x = {n: t.requires_grad_() for n, t in make(1, 2, 50_021, 50_021, 30_000, ALL, torch.float32).items()}
+@pytest.mark.parametrize(("L", "circular"), [(50_021, False), (50_021, True), (270_001, False)])
+def test_long_rows(L, circular):
+    """Lengths that take a long transform and the factored one, neither of them the transform's own."""
+    x = {n: t.requires_grad_() for n, t in make(1, 2, L, L, 30_000, ALL, torch.float32).items()}
     y, expected = (fft_conv(**x, circular=circular, impl=impl) for impl in ("torch", "reference"))
     numerics.assert_close(y, expected)
     dy = torch.randn_like(y)
@@ -171,9 +171,11 @@ def test_planned_lengths(length):
     fast = plan.next_fast_length(length)
     assert is_smooth(fast)
     assert not any(is_smooth(n) for n in range(length, fast))
-    if length > plan.DIRECT_LIMIT:
-        outer, inner = plan.factorise(length)
-        assert length <= outer * inner <= 1.1 * length
+    for limit in (plan.INNER_LIMIT, plan.INNER_LIMIT_WITHOUT_SETUP):
+        if length > limit:
+            outer, inner = plan.factorise(length, limit)
+            assert length <= outer * inner <= 1.1 * length
+            assert inner <= limit
 
 
 def test_many_blocks_give_the_same_as_one(monkeypatch):
@@ -217,10 +219,10 @@ def test_gradients_are_deterministic():
 @pytest.mark.parametrize("circular", [False, True])
 def test_opcheck(circular, options):
     x = {n: t.requires_grad_() for n, t in make(2, 3, 40, 40, 11, options, torch.float32).items()}
-    args = (
-        [x.get(n) for n in ("u", "k", "skip", "k_reverse")] + [circular] + [x.get(n) for n in ("pre_gate", "post_gate")] + [None]
+    filters, gates = (
+        [x.get(n) for n in names] for names in (("u", "k", "skip", "k_reverse"), ("pre_gate", "post_gate"))
     )
-    torch.library.opcheck(fft_conv_op, tuple(args))
+    torch.library.opcheck(fft_conv_op, (*filters, circular, *gates, None))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

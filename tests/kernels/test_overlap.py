@@ -86,7 +86,7 @@ def test_strided_and_expanded_inputs():
 
 
 @pytest.mark.parametrize("circular", [False, True])
-@pytest.mark.parametrize(("L", "K", "R"), [(2000, 50, 30), (300, 300, 200), (70_000, 70_000, 0)])
+@pytest.mark.parametrize(("L", "K", "R"), [(2000, 50, 30), (300, 300, 200), (70_000, 70_000, 0), (270_000, 270_000, 0)])
 def test_what_is_not_finite_stays_in_its_row(L, K, R, circular):
     x = {name: t for name, t in make(2, 3, L, K, R).items() if "gate" not in name}
     clean = fft_conv(**x, circular=circular)
