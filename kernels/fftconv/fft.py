@@ -43,25 +43,33 @@ def ifft_(z: Tensor) -> Tensor:
     return z
 
 
-def rfft(x: Tensor) -> Tensor:
-    """Forward DFT of real x (..., n): (..., n // 2 + 1) points. Rows may overlap, as those of `Tensor.unfold` do."""
+def rfft(x: Tensor, room: Tensor | None = None) -> Tensor:
+    """Forward DFT of real x (..., n): (..., n // 2 + 1) points. Rows may overlap, as those of `Tensor.unfold` do.
+
+    The result may be written into `room`, a contiguous tensor of its shape and dtype; use what is returned.
+    """
     n, mkl = x.shape[-1], _mkl_for(x)
     if mkl is None or n < 2:
         return torch.fft.rfft(x)
     distance = _row_distance(x)
     if distance is None:
         x, distance = x.contiguous(), n
-    X = torch.empty((*x.shape[:-1], n // 2 + 1), dtype=x.dtype.to_complex(), device=x.device)
+    shape = (*x.shape[:-1], n // 2 + 1)
+    X = torch.empty(shape, dtype=x.dtype.to_complex(), device=x.device) if room is None else room
     mkl.compute("rfft", x, X, distance)
     return X
 
 
-def irfft(X: Tensor, n: int) -> Tensor:
-    """Inverse DFT, unscaled, of the first n // 2 + 1 points X of a spectrum (contiguous): n real samples."""
+def irfft(X: Tensor, n: int, room: Tensor | None = None) -> Tensor:
+    """Inverse DFT, unscaled, of the first n // 2 + 1 points X of a spectrum (contiguous): n real samples.
+
+    The result may be written into `room`, a contiguous tensor of its shape and dtype; use what is returned.
+    """
     mkl = _mkl_for(X)
     if mkl is None or n < 2:
         return torch.fft.irfft(X, n, norm="forward")
-    x = torch.empty((*X.shape[:-1], n), dtype=X.dtype.to_real(), device=X.device)
+    shape = (*X.shape[:-1], n)
+    x = torch.empty(shape, dtype=X.dtype.to_real(), device=X.device) if room is None else room
     mkl.compute("irfft", X, x, n)
     return x
 

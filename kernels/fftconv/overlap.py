@@ -9,21 +9,20 @@ Shapes: B batch, D channels, L samples, R rows of a block, J frames of a row, N 
 of a frame, S samples from one frame to the next.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from . import halo
 from .blocked import compute_dtype, empty_gradients
 from .fft import irfft, rfft
+from .halo import Block
 from .plan import next_fast_length
 
-# Real samples in a block of frames; a quarter of what blocked.py takes, whose points are complex.
-BLOCK_SAMPLES = {"cpu": 2**16}
-BLOCK_SAMPLES_ELSEWHERE = 2**26
 # Frames hold this many times the reach of the filter: longer ones waste less, shorter ones stay in cache.
-FRAME_RATIO, MIN_FRAME = 8, 512
+FRAME_RATIO, MIN_FRAME = 4, 512
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def conv_forward(
     """Evaluate `fft_conv`, as `blocked.conv_forward` does; taps must reach fewer than L samples either way."""
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
-    def write(at: _Block, c: Tensor) -> None:
+    def write(at: Block, c: Tensor) -> None:
         if post_gate is None:
             _store(c, y[at])
         else:
@@ -86,7 +85,7 @@ def conv_backward(
         # The adjoint of a filter is the same one backwards: what was a tap behind is one ahead.
         causal = k[:, :1] if k_reverse is None else torch.cat([k[:, :1], k_reverse.to(k.dtype)], 1)
 
-        def write(at: _Block, frames: Tensor) -> None:
+        def write(at: Block, frames: Tensor) -> None:
             if needs_u and not needs_pre and pre_gate is None:
                 _store(frames, du[at])
                 return
@@ -99,13 +98,13 @@ def conv_backward(
         _convolve(dy, post_gate, causal, k[:, 1:], skip, circular, write)
     if needs_post:
 
-        def write_post(at: _Block, c: Tensor) -> None:
+        def write_post(at: Block, c: Tensor) -> None:
             dpost[at].copy_(_in_a_row(c, dy[at]).mul_(dy[at]))
 
         _convolve(u, pre_gate, k, k_reverse, skip, circular, write_post)
     if needs_k or needs_reverse or needs_skip:
         frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
-        for channels, blocks in _blocks(u.shape, frames, u.device):
+        for channels, blocks in halo.blocks(u.shape, frames.S, u.device):
             per_lag, sum_dcv = _correlated(u, pre_gate, dy, post_gate, frames, circular, k, channels, blocks)
             if needs_k:
                 dk[channels].copy_(per_lag[:, frames.future :])
@@ -116,9 +115,6 @@ def conv_backward(
     return grads
 
 
-_Block = tuple[slice, slice, slice]  # of the batch, the channels and the time steps
-
-
 def _convolve(
     x: Tensor,
     gate: Tensor | None,
@@ -126,13 +122,13 @@ def _convolve(
     k_reverse: Tensor | None,
     skip: Tensor | None,
     circular: bool,
-    write: Callable[[_Block, Tensor], None],
+    write: Callable[[Block, Tensor], None],
 ) -> None:
     """Hand `write` the convolution of gate * x block by block: where it is, and its frames (B, D, J, S)."""
     dtype = compute_dtype(x, k)
     frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
     N = frames.N
-    for channels, blocks in _blocks(x.shape, frames, x.device):
+    for channels, blocks in halo.blocks(x.shape, frames.S, x.device):
         taps = k.new_zeros((k[channels].shape[0], N), dtype=dtype)
         # Tap s acts s samples later; `past` samples earlier than that, the first S samples are the good ones.
         taps[:, N - frames.past :] = k[channels, : frames.past]
@@ -141,13 +137,25 @@ def _convolve(
             taps[:, N - frames.past - frames.future : N - frames.past] = k_reverse[channels].flip(1)
         spectrum_DF = rfft(taps).mul_(1 / N)
         weight = None if skip is None else skip[channels, None, None].to(dtype)
+        room: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # results of the transforms, used again by the next block
         for batch, times in blocks:
             at = (batch, channels, times)
-            write(at, _filtered(_framed(x, gate, at, frames, circular, dtype), spectrum_DF, weight, frames))
+            write(at, _filtered(_framed(x, gate, at, frames, circular, dtype), spectrum_DF, weight, frames, room))
 
 
-def _filtered(framed: Tensor, spectrum_DF: Tensor, weight: Tensor | None, frames: Frames) -> Tensor:
-    c = irfft(rfft(framed).mul_(spectrum_DF[:, None]), frames.N)[..., : frames.S]
+def _filtered(
+    framed: Tensor,
+    spectrum_DF: Tensor,
+    weight: Tensor | None,
+    frames: Frames,
+    room: dict[torch.Size, tuple[Tensor, Tensor]],
+) -> Tensor:
+    there, back = room.get(framed.shape, (None, None))
+    X = rfft(framed, there)
+    c = irfft(X.mul_(spectrum_DF[:, None]), frames.N, back)
+    if not room:
+        room[framed.shape] = X, c
+    c = c[..., : frames.S]
     return c if weight is None else c.addcmul_(weight, framed[..., frames.past : frames.past + frames.S])
 
 
@@ -196,48 +204,22 @@ def _correlated(
     return lags.flip(1), products
 
 
-def _blocks(
-    shape: torch.Size, frames: Frames, device: torch.device
-) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:
-    """Yield slices of channels, each with the slices of batch and time to go through for them."""
-    B, D, L = shape
-    if shape.numel() == 0:
-        return
-    samples = BLOCK_SAMPLES.get(device.type, BLOCK_SAMPLES_ELSEWHERE)
-    per_row = max(1, samples // frames.N) * frames.S  # time steps in a block of a single row
-    rows = max(1, samples // (-(-L // frames.S) * frames.N))
-    per_d = min(D, rows)
-    per_b = min(B, max(1, rows // per_d))
-    per_t = L if rows > 1 else min(L, per_row)
-    blocks = [
-        (slice(b, min(b + per_b, B)), slice(t, min(t + per_t, L)))
-        for b in range(0, B, per_b)
-        for t in range(0, L, per_t)
-    ]
-    for d in range(0, D, per_d):
-        yield slice(d, min(d + per_d, D)), blocks
-
-
-def _framed(x: Tensor, gate: Tensor | None, at: _Block, frames: Frames, circular: bool, dtype: torch.dtype) -> Tensor:
+def _framed(x: Tensor, gate: Tensor | None, at: Block, frames: Frames, circular: bool, dtype: torch.dtype) -> Tensor:
     """Return the frames (B, D, J, N) of v = gate * x over a block of time, as overlapping views of its rows."""
-    batch, channels, times = at
-    L, past, future = x.shape[-1], frames.past, frames.future
-    B, D, T = batch.stop - batch.start, channels.stop - channels.start, times.stop - times.start
-    J = -(-T // frames.S)
-    rows = torch.zeros(B, D, J * frames.S + past + future, dtype=dtype, device=x.device)
-
-    def fill(target: Tensor, start: int, stop: int) -> None:
-        source = (batch, channels, slice(start, stop))
-        target.copy_(x[source])
-        if gate is not None:
-            target.mul_(gate[source])
-
-    first, last = times.start - past, times.stop + future
-    begin, end = max(first, 0), min(last, L)
-    fill(rows[..., begin - first : end - first], begin, end)
-    if circular:
-        if first < 0:
-            fill(rows[..., : begin - first], first + L, L)
-        if last > L:
-            fill(rows[..., L - first : last - first], 0, last - L)
-    return rows.unfold(-1, frames.N, frames.S)
+    past, future, S = frames.past, frames.future, frames.S
+    B, D, T = (part.stop - part.start for part in at)
+    if circular or future or B * D == 1:
+        J = -(-T // S)
+        rows = torch.empty(B, D, J * S + past + future, dtype=dtype, device=x.device)
+        halo.fill(rows[..., : T + past + future], x, gate, at, past, future, circular)
+        rows[..., T + past + future :].zero_()
+        return rows.unfold(-1, frames.N, S)
+    # Rows J S samples apart make all frames equally far from each other, so that they are transformed without a copy.
+    # The last frame of a row then sees the first samples of the next, but these are the zeros before it.
+    J = -(-(T + past) // S)
+    flat = torch.empty(B * D * J * S + past, dtype=dtype, device=x.device)
+    flat[B * D * J * S :].zero_()
+    rows = flat[: B * D * J * S].view(B, D, J * S)
+    halo.fill(rows[..., : past + T], x, gate, at, past, 0, False)
+    rows[..., past + T :].zero_()
+    return flat.as_strided((B, D, J, frames.N), (D * J * S, J * S, S, 1))

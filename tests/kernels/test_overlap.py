@@ -1,4 +1,4 @@
-"""Overlap-save: short filters on long rows, against the definition; that it is chosen; what memory it takes."""
+"""Overlap-save, short filters on long rows: the definition, the choice, the memory."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longconv.functional import fft_conv
-from longconv.kernels.fftconv import dispatch, fft_conv_reference, overlap
+from longconv.kernels.fftconv import blocked, dispatch, fft_conv_reference, halo, overlap
 
 TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
 
@@ -27,7 +27,7 @@ def make(B, D, L, K, R, dtype=torch.float32, filter_dtype=torch.float32):
 def check(x, circular=False):
     x = {name: t.requires_grad_() for name, t in x.items()}
     wide = {name: t.detach().double().requires_grad_() for name, t in x.items()}
-    assert dispatch._is_short(x["u"], x["k"], x.get("k_reverse"))
+    assert dispatch.choose(x["u"], x["k"], x.get("k_reverse")) is overlap
     y, expected = fft_conv(**x, circular=circular), fft_conv_reference(**wide, circular=circular)
     assert y.dtype == x["u"].dtype
     assert y.is_contiguous()
@@ -57,11 +57,29 @@ def test_equals_the_definition(B, D, L, K, R, circular, dtype):
     check(make(B, D, L, K, R, dtype, torch.float64 if dtype == torch.float64 else torch.float32), circular)
 
 
+def test_which_way_is_taken():
+    for K, R, L, way in (
+        (1, 0, 2, blocked),
+        (3, 0, 10_000, overlap),
+        (3, 0, 100, blocked),
+        (64, 0, 1024, overlap),
+        (1000, 0, 10_000, overlap),
+        (1000, 0, 3000, blocked),
+        (3, 500, 600, blocked),
+        (1, 0, 1, blocked),
+        (5000, 0, 5000, blocked),
+    ):
+        u, k, k_reverse = torch.empty(1, 1, L), torch.empty(1, K), torch.empty(1, R) if R else None
+        assert dispatch.choose(u, k, k_reverse) is way, (K, R, L)
+
+
 @pytest.mark.parametrize("circular", [False, True])
 def test_any_cut_into_blocks_is_the_same(monkeypatch, circular):
+    monkeypatch.setattr(halo, "LEAST_SAMPLES", 1)
     for samples in (1, 512 * 3, 512 * 8, 2**15):
-        monkeypatch.setitem(overlap.BLOCK_SAMPLES, "cpu", samples)
+        monkeypatch.setitem(halo.BLOCK_SAMPLES, "cpu", samples)
         check(make(3, 4, 3001, 33, 20), circular)
+        check(make(3, 4, 3001, 33, 0), circular)
 
 
 @pytest.mark.parametrize("wanted", TENSORS)
