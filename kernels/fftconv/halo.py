@@ -32,7 +32,7 @@ def blocks(shape: torch.Size, step: int, device: torch.device) -> Iterator[tuple
     per_d = min(D, rows)
     per_b = min(B, max(1, rows // per_d))
     part = min(at_most, max(LEAST_SAMPLES, L // PARTS_OF_A_ROW))
-    per_t = min(L, max(1, part // step) * step) if L > whole else L
+    per_t = L if rows * L <= whole else min(L, max(1, part // step) * step)
     parts = [
         (slice(b, min(b + per_b, B)), slice(t, min(t + per_t, L)))
         for b in range(0, B, per_b)
