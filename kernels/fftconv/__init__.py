@@ -1,11 +1,20 @@
 """Long depthwise convolution by FFT: `fft_conv`.
 
-reference.py defines it in float64; plan.py holds the transforms; blocked.py goes through the rows in cache-sized
-blocks; op.py makes that a PyTorch operator. Imports torch only.
+    reference.py  the definition in float64             online.py    one sample at a time: `OnlineConv`
+    dispatch.py   which way a call goes                 stream.py    in chunks: `fft_conv_chunk`
+    blocked.py    whole rows, in cache-sized blocks     conv2d.py    images: `fft_conv2d`
+    overlap.py    filters of few taps (halo.py)         sparse.py    zeros in the spectrum (mask.py)
+    packed.py     sequences of different lengths        spectral*.py what the last two share
+    plan.py       transforms, and the choice of one     matmul.py    in real matrix products, for export
+    fft.py        FFTs whose set-up is kept             checks.py, transforms.py: what all share
+    op.py         the PyTorch operator
+
+Imports torch only.
 """
 
 from torch import Tensor
 
+from .checks import check_companions, check_rows
 from .op import conv
 from .packed import boundaries, check_cu_seqlens
 from .reference import fft_conv_reference
@@ -58,7 +67,8 @@ def fft_conv(
         ValueError: naming the argument whose shape, device or value does not fit.
         TypeError: for a tensor that is not floating point.
     """
-    _check(u, k, skip, k_reverse, pre_gate, post_gate)
+    check_rows(u, k)
+    check_companions(u, k, skip, pre_gate, post_gate, k_reverse)
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
     if impl == "triton":
@@ -79,39 +89,6 @@ def fft_conv(
             cu_seqlens=cu_seqlens,
         )
     return conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
-
-
-def _check(
-    u: Tensor,
-    k: Tensor,
-    skip: Tensor | None,
-    k_reverse: Tensor | None,
-    pre_gate: Tensor | None,
-    post_gate: Tensor | None,
-) -> None:
-    if u.dim() != 3:
-        raise ValueError(f"u must have shape (B, D, L); got {tuple(u.shape)}")
-    D, L = u.shape[1], u.shape[2]
-    if L == 0:
-        raise ValueError(f"u must have at least one time step (L >= 1); got shape {tuple(u.shape)}")
-    if k.dim() != 2 or k.shape[0] != D or k.shape[1] == 0:
-        raise ValueError(f"k must have shape (D, K) with D = {D} as in u and K >= 1; got {tuple(k.shape)}")
-    if k_reverse is not None and (k_reverse.dim() != 2 or k_reverse.shape[0] != D):
-        raise ValueError(f"k_reverse must have shape (D, K') with D = {D} as in u; got {tuple(k_reverse.shape)}")
-    if skip is not None and skip.shape != (D,):
-        raise ValueError(f"skip must have shape (D,) = ({D},) as in u; got {tuple(skip.shape)}")
-    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
-        if gate is not None and gate.shape != u.shape:
-            raise ValueError(f"{name} must have the shape of u, {tuple(u.shape)}; got {tuple(gate.shape)}")
-    for name, x in (
-        ("u", u), ("k", k), ("skip", skip), ("k_reverse", k_reverse), ("pre_gate", pre_gate), ("post_gate", post_gate)
-    ):  # fmt: skip
-        if x is None:
-            continue
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point; got {x.dtype}")
-        if x.device != u.device:
-            raise ValueError(f"{name} must be on the device of u, {u.device}; got {x.device}")
 
 
 __all__ = ["fft_conv", "fft_conv_reference"]

@@ -35,7 +35,7 @@ def conv_forward(
         kf = _kernel_spectrum(plan, k, k_reverse, channels, L, dtype)
         for batch in batches:
             at = (batch, channels)
-            v = _gated(u, pre_gate, at, dtype)
+            v = gated(u, pre_gate, at, dtype)
             if skip is None and post_gate is None:
                 plan.inverse(plan.forward(v).mul_(kf), y[at])
                 continue
@@ -78,8 +78,8 @@ def conv_backward(
         skip_grad = torch.zeros(kf.shape[0], dtype=dtype, device=u.device)
         for batch in batches:
             at = (batch, channels)
-            v = _gated(u, pre_gate, at, dtype)
-            dc = _gated(dy, post_gate, at, dtype)
+            v = gated(u, pre_gate, at, dtype)
+            dc = gated(dy, post_gate, at, dtype)
             if needs_skip:
                 skip_grad += (dc * v).sum((0, 2))  # pairwise: a dot product over a long row would lose digits
             if needs_filter or needs_post:
@@ -158,7 +158,8 @@ def _blocks(shape: torch.Size, plan: Plan, device: torch.device) -> Iterator[tup
         yield slice(d, min(d + per_d, D)), batches
 
 
-def _gated(x: Tensor, gate: Tensor | None, at: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
+def gated(x: Tensor, gate: Tensor | None, at: tuple[slice, slice], dtype: torch.dtype) -> Tensor:
+    """Return gate * x at a block of batch and channels."""
     x = x[at].to(dtype)
     return x if gate is None else x * gate[at].to(dtype)
 

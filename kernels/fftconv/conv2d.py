@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .checks import check_companions
 from .fft import fft_, ifft_
 from .plan import CircularPlan, Plan, make_plan, next_fast_length
 from .reference2d import fft_conv2d_reference
-from .spectral import check_companions
 from .spectral_op import Operator
 
 Origin = int | Literal["causal", "center"]

@@ -4,15 +4,16 @@ The convolution is linear in u, in each gate, and in its filters (k, skip, k_rev
 backward pass consists of convolutions and backward passes again, to any order.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .transforms import add, changed, fold, in_torch_func, lower, unfold
 
 # Positions of the differentiable tensors, in the order of `needs` and of the gradients.
 _TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
+# What y is linear in: the filters together, the others one by one.
+_FACTORS = ({"u"}, {"k", "skip", "k_reverse"}, {"pre_gate"}, {"post_gate"})
 
 
 @torch.library.custom_op("longconv::fft_conv", mutates_args=())
@@ -81,25 +82,6 @@ def _gradients(
     return {name: grad for name, grad in zip(_TENSORS, grads, strict=True) if name in wanted}
 
 
-def _changed(
-    x: dict[str, Tensor | None], changes: dict[str, Tensor | None]
-) -> Iterator[tuple[set[str], dict[str, Tensor | None]]]:
-    """Yield each factor that y is linear in, and the inputs with that factor replaced by its change."""
-    changes = {name: change for name, change in changes.items() if change is not None and x[name] is not None}
-    for factor in ({"u"}, {"k", "skip", "k_reverse"}, {"pre_gate"}, {"post_gate"}):
-        if factor & changes.keys():
-            replaced = {**x, **{name: changes.get(name) for name in factor}}
-            if replaced["k"] is None:  # only the skip or the taps before lag 0 change
-                assert x["k"] is not None
-                replaced["k"] = torch.zeros_like(x["k"])
-            yield factor, replaced
-
-
-def _add(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
-    for name, part in parts.items():
-        totals[name] = totals[name] + part if name in totals else part
-
-
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens = inputs
     ctx.circular = circular
@@ -138,11 +120,11 @@ def _double_backward(ctx, cotangents):  # type: ignore[no-untyped-def]
     wants = ctx.needs_input_grad
     wanted = {name for name, want in zip(_TENSORS, (*wants[1:5], *wants[6:8]), strict=True) if want}
     totals: dict[str, Tensor] = {}
-    for factor, replaced in _changed(x, changes):
+    for factor, replaced in changed(x, changes, _FACTORS):
         parts = _gradients(dy, replaced, ctx.circular, cu_seqlens, wanted - factor)
         if wants[0]:
             parts["dy"] = _forward(replaced, ctx.circular, cu_seqlens)
-        _add(totals, parts)
+        add(totals, parts)
     # Under AMP or with float64 filters the pieces may be wider than what they belong to.
     ddy = totals["dy"].to(dy.dtype) if "dy" in totals else None
     du, dk, dskip, dk_reverse, dpre, dpost = (totals.get(name) for name in _TENSORS)
@@ -155,24 +137,14 @@ fft_conv_backward_op.register_autograd(_double_backward, setup_context=_setup_co
 # --- vmap: a mapped dimension becomes part of the channels, which are independent of each other -----------------------
 
 
-def _fold_channels(x: Tensor | None, dim: int | None, size: int, channel: int) -> Tensor | None:
-    """Move the mapped dimension `dim` of x (None: not mapped) before its channels and merge the two."""
-    if x is None:
-        return None
-    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.movedim(0, channel).flatten(channel, channel + 1)
-
-
 def _vmap_forward(info, dims, *args):  # type: ignore[no-untyped-def]
     u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens = args
     _refuse_mapped_boundaries(dims[7])
     N = info.batch_size
-    u, pre_gate, post_gate = (
-        _fold_channels(x, d, N, 1) for x, d in ((u, dims[0]), (pre_gate, dims[5]), (post_gate, dims[6]))
-    )
-    k, skip, k_reverse = (_fold_channels(x, d, N, 0) for x, d in ((k, dims[1]), (skip, dims[2]), (k_reverse, dims[3])))
+    u, pre_gate, post_gate = (fold(x, d, N, 1) for x, d in ((u, dims[0]), (pre_gate, dims[5]), (post_gate, dims[6])))
+    k, skip, k_reverse = (fold(x, d, N, 0) for x, d in ((k, dims[1]), (skip, dims[2]), (k_reverse, dims[3])))
     y = conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
-    return y.unflatten(1, (N, y.shape[1] // N)), 1
+    return unfold(y, 1, N), 1
 
 
 def _vmap_backward(info, dims, *args):  # type: ignore[no-untyped-def]
@@ -180,17 +152,14 @@ def _vmap_backward(info, dims, *args):  # type: ignore[no-untyped-def]
     _refuse_mapped_boundaries(dims[9])
     N = info.batch_size
     dy, u, pre_gate, post_gate = (
-        _fold_channels(x, d, N, 1) for x, d in ((dy, dims[0]), (u, dims[1]), (pre_gate, dims[6]), (post_gate, dims[7]))
+        fold(x, d, N, 1) for x, d in ((dy, dims[0]), (u, dims[1]), (pre_gate, dims[6]), (post_gate, dims[7]))
     )
-    k, skip, k_reverse = (_fold_channels(x, d, N, 0) for x, d in ((k, dims[2]), (skip, dims[3]), (k_reverse, dims[4])))
+    k, skip, k_reverse = (fold(x, d, N, 0) for x, d in ((k, dims[2]), (skip, dims[3]), (k_reverse, dims[4])))
     grads = conv_backward(dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs, cu_seqlens)
     inputs = (u, k, skip, k_reverse, pre_gate, post_gate)
     there = [need and x is not None for need, x in zip(needs, inputs, strict=True)]
     channel = [c if present else None for c, present in zip((1, 0, 0, 0, 1, 1), there, strict=True)]
-    out = [
-        grad if c is None else grad.unflatten(c, (N, grad.shape[c] // N))
-        for grad, c in zip(grads, channel, strict=True)
-    ]
+    out = [grad if c is None else unfold(grad, c, N) for grad, c in zip(grads, channel, strict=True)]
     return out, channel
 
 
@@ -223,7 +192,7 @@ class _Conv(torch.autograd.Function):
         *tensors, cu_seqlens = ctx.saved_tensors
         x = dict(zip(_TENSORS, tensors, strict=True))
         changes = dict(zip(_TENSORS, (du, dk, dskip, dk_reverse, dpre, dpost), strict=True))
-        return sum(_forward(replaced, ctx.circular, cu_seqlens) for _, replaced in _changed(x, changes))
+        return sum(_forward(replaced, ctx.circular, cu_seqlens) for _, replaced in changed(x, changes, _FACTORS))
 
     backward = staticmethod(_backward)
     vmap = staticmethod(_vmap_forward)
@@ -248,8 +217,8 @@ class _ConvBackward(torch.autograd.Function):
         needed = {name for name, need in zip(_TENSORS, ctx.needs, strict=True) if need}
         totals = {} if ddy is None else _gradients(ddy, x, ctx.circular, cu_seqlens, needed)
         changes = dict(zip(_TENSORS, (du, dk, dskip, dk_reverse, dpre, dpost), strict=True))
-        for factor, replaced in _changed(x, changes):
-            _add(totals, _gradients(dy, replaced, ctx.circular, cu_seqlens, needed - factor))
+        for factor, replaced in changed(x, changes, _FACTORS):
+            add(totals, _gradients(dy, replaced, ctx.circular, cu_seqlens, needed - factor))
         return tuple(
             totals[name]
             if name in totals
@@ -269,18 +238,14 @@ class _ConvBackward(torch.autograd.Function):
         return tuple(out), tuple(out_dims)
 
 
-def _in_torch_func() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
 def conv(*args):  # type: ignore[no-untyped-def]
     """`fft_conv_op`, under any transformation."""
-    return _Conv.apply(*args) if _in_torch_func() else fft_conv_op(*args)
+    return _Conv.apply(*args) if in_torch_func() else fft_conv_op(*args)
 
 
 def conv_backward(*args):  # type: ignore[no-untyped-def]
     """`fft_conv_backward_op`, under any transformation."""
-    return _ConvBackward.apply(*args) if _in_torch_func() else fft_conv_backward_op(*args)
+    return _ConvBackward.apply(*args) if in_torch_func() else fft_conv_backward_op(*args)
 
 
 # --- Autocast ---------------------------------------------------------------------------------------------------------
@@ -289,13 +254,8 @@ def conv_backward(*args):  # type: ignore[no-untyped-def]
 def _register_autocast(device_type: str, key: str) -> None:
     """Under autocast the activations (u and the gates) take its dtype; filters and skip stay as they are."""
 
-    def lower(x: Tensor | None) -> Tensor | None:
-        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
-            return x
-        return x.to(torch.get_autocast_dtype(device_type))
-
     def kernel(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens):  # type: ignore[no-untyped-def]
-        u, pre_gate, post_gate = lower(u), lower(pre_gate), lower(post_gate)
+        u, pre_gate, post_gate = (lower(x, device_type) for x in (u, pre_gate, post_gate))
         with torch.autocast(device_type, enabled=False):
             return fft_conv_op(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
 

@@ -29,10 +29,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .checks import check_companions, check_rows
 from .fft import fft_, ifft_
 from .mask import SpectrumMask
 from .plan import CircularPlan
-from .spectral import check_companions
 from .spectral_op import Operator
 
 IMPLEMENTATIONS = ("auto", "torch", "reference")
@@ -121,14 +121,9 @@ def _check(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
 ) -> None:
-    if u.dim() != 3:
-        raise ValueError(f"u must have shape (B, D, L); got {tuple(u.shape)}")
-    D, L = u.shape[1:]
-    if L == 0:
-        raise ValueError(f"u must have at least one time step (L >= 1); got shape {tuple(u.shape)}")
-    if k.dim() != 2 or k.shape[0] != D or k.shape[1] == 0:
-        raise ValueError(f"k must have shape (D, K) with D = {D} as in u and K >= 1; got {tuple(k.shape)}")
+    check_rows(u, k)
     check_companions(u, k, skip, pre_gate, post_gate)
+    L = u.shape[2]
     if not isinstance(mask, SpectrumMask):
         raise TypeError(f"mask must be a SpectrumMask; got {type(mask).__name__}")
     if circular and mask.n != L:

@@ -14,13 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .blocked import BLOCK_POINTS_ELSEWHERE
+from .blocked import BLOCK_POINTS_ELSEWHERE, compute_dtype, gated
 
 # Complex points in the spectra of a block. Half as many as for single rows (blocked.py): there are more temporaries of
 # that size here, and twice as many made the backward pass slower by a third (L = 4,096, one thread).
 BLOCK_POINTS = {"cpu": 2**17}
-
-At = tuple[slice, slice]
 
 
 class SpectralPlan(Protocol):
@@ -44,29 +42,6 @@ class SpectralPlan(Protocol):
         """
 
 
-def compute_dtype(u: Tensor, k: Tensor) -> torch.dtype:
-    """The dtype of all arithmetic on input u with filter k: float32, or float64 if one of them is."""
-    return torch.float64 if torch.float64 in (u.dtype, k.dtype) else torch.float32
-
-
-def check_companions(
-    u: Tensor, k: Tensor, skip: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
-) -> None:
-    """Raise unless skip is (D,), the gates have the shape of u, and all are floating point on one device."""
-    if skip is not None and skip.shape != u.shape[1:2]:
-        raise ValueError(f"skip must have shape (D,) = ({u.shape[1]},) as in u; got {tuple(skip.shape)}")
-    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
-        if gate is not None and gate.shape != u.shape:
-            raise ValueError(f"{name} must have the shape of u, {tuple(u.shape)}; got {tuple(gate.shape)}")
-    for name, x in (("u", u), ("k", k), ("skip", skip), ("pre_gate", pre_gate), ("post_gate", post_gate)):
-        if x is None:
-            continue
-        if not x.is_floating_point():
-            raise TypeError(f"{name} must be floating point; got {x.dtype}")
-        if x.device != u.device:
-            raise ValueError(f"{name} must be on the device of u, {u.device}; got {x.device}")
-
-
 def conv_forward(
     plan: SpectralPlan,
     u: Tensor,
@@ -83,7 +58,7 @@ def conv_forward(
         weight = _per_channel(skip, channels, u.dim() - 2, dtype)
         for batch in batches:
             at = (batch, channels)
-            v = _gated(u, pre_gate, at, dtype)
+            v = gated(u, pre_gate, at, dtype)
             direct = weight is None and post_gate is None
             c = plan.inverse(plan.forward(v).mul_(kf), y[at] if direct else torch.empty_like(v))
             if direct:
@@ -126,8 +101,8 @@ def conv_backward(
         filter_grad: Tensor | None = None
         for batch in batches:
             at = (batch, channels)
-            v = _gated(u, pre_gate, at, dtype)
-            dc = _gated(dy, post_gate, at, dtype)
+            v = gated(u, pre_gate, at, dtype)
+            dc = gated(dy, post_gate, at, dtype)
             if needs_skip:
                 dskip[channels] += (dc * v).flatten(2).sum((0, 2))
             if needs_post:
@@ -167,11 +142,6 @@ def _blocks(u: Tensor, plan: SpectralPlan) -> Iterator[tuple[slice, list[slice]]
     batches = [slice(b, min(b + per_b, B)) for b in range(0, B, per_b)]
     for d in range(0, D, per_d):
         yield slice(d, min(d + per_d, D)), batches
-
-
-def _gated(x: Tensor, gate: Tensor | None, at: At, dtype: torch.dtype) -> Tensor:
-    x = x[at].to(dtype)
-    return x if gate is None else x * gate[at].to(dtype)
 
 
 def _per_channel(skip: Tensor | None, channels: slice, grid_dims: int, dtype: torch.dtype) -> Tensor | None:

@@ -4,14 +4,16 @@ It is linear in u, in each gate, and in its filters (k, skip) together, so the d
 of convolutions and backward passes again, to any order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import spectral
+from .blocked import compute_dtype
 from .spectral import SpectralPlan
+from .transforms import add, changed, fold, in_torch_func, lower, unfold
 
 # (grid, taps, config, dtype of the arithmetic, device) -> plan
 MakePlan = Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dtype, torch.device], SpectralPlan]
@@ -19,6 +21,8 @@ MakePlan = Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dt
 # The differentiable arguments in order, and which of their dimensions are the channels.
 _TENSORS = ("u", "k", "skip", "pre_gate", "post_gate")
 _CHANNELS = (1, 0, 0, 1, 1)
+# What the output is linear in: the filters together, the others one by one.
+_FACTORS = ({"u"}, {"k", "skip"}, {"pre_gate"}, {"post_gate"})
 
 
 class Operator:
@@ -37,7 +41,7 @@ class Operator:
 
     def __call__(self, *args: Any) -> Tensor:
         """Convolve, under any transformation."""
-        y: Tensor = self._conv.apply(*args) if _in_torch_func() else self.forward(*args)
+        y: Tensor = self._conv.apply(*args) if in_torch_func() else self.forward(*args)
         return y
 
     def _gradients(
@@ -46,7 +50,7 @@ class Operator:
         needs = [name in wanted and x[name] is not None for name in _TENSORS]
         if not any(needs):
             return {}
-        backward = self._conv_backward.apply if _in_torch_func() else self.backward
+        backward = self._conv_backward.apply if in_torch_func() else self.backward
         grads = backward(dy, *x.values(), config, needs)
         return {name: grad for name, grad, need in zip(_TENSORS, grads, needs, strict=True) if need}
 
@@ -62,7 +66,7 @@ class Operator:
 
         def forward_mode(ctx, *changes):  # type: ignore[no-untyped-def]
             x = _named(ctx.saved_tensors)
-            return sum(self(*replaced.values(), ctx.config) for _, replaced in _changed(x, _named(changes)))
+            return sum(self(*replaced.values(), ctx.config) for _, replaced in changed(x, _named(changes), _FACTORS))
 
         def setup_of_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
             *tensors, ctx.config, ctx.needs = inputs
@@ -74,19 +78,19 @@ class Operator:
             wants_dy, *wants = ctx.needs_input_grad
             changes = {name: change for name, change in _named(cotangents).items() if name in _where(ctx.needs)}
             totals: dict[str, Tensor] = {}
-            for factor, replaced in _changed(_named(tensors), changes):
+            for factor, replaced in changed(_named(tensors), changes, _FACTORS):
                 parts = self._gradients(dy, replaced, ctx.config, _where(wants) - factor)
                 if wants_dy:
                     parts["dy"] = self(*replaced.values(), ctx.config).to(dy.dtype)
-                _add(totals, parts)
+                add(totals, parts)
             return *(totals.get(name) for name in ("dy", *_TENSORS)), None, None
 
         def forward_mode_of_backward(ctx, ddy, *changes):  # type: ignore[no-untyped-def]
             dy, *tensors = ctx.saved_tensors
             x, needed = _named(tensors), _where(ctx.needs)
             totals = {} if ddy is None else self._gradients(ddy, x, ctx.config, needed)
-            for factor, replaced in _changed(x, _named(changes)):
-                _add(totals, self._gradients(dy, replaced, ctx.config, needed - factor))
+            for factor, replaced in changed(x, _named(changes), _FACTORS):
+                add(totals, self._gradients(dy, replaced, ctx.config, needed - factor))
             rest = {name: torch.zeros_like(t) if name in needed else dy.new_zeros(0) for name, t in x.items()}
             return tuple({**rest, **totals}.values())
 
@@ -108,24 +112,24 @@ class Operator:
     def _vmap_forward(self, info, dims, *args):  # type: ignore[no-untyped-def]
         *tensors, config = args
         y = self(*_fold_all(tensors, dims[:5], info.batch_size), config)
-        return _unfold(y, 1, info.batch_size), 1
+        return unfold(y, 1, info.batch_size), 1
 
     def _vmap_backward(self, info, dims, *args):  # type: ignore[no-untyped-def]
         dy, *tensors, config, needs = args
-        dy = _fold(dy, dims[0], info.batch_size, 1)
+        dy = fold(dy, dims[0], info.batch_size, 1)
         folded = _fold_all(tensors, dims[1:6], info.batch_size)
-        backward = self._conv_backward.apply if _in_torch_func() else self.backward
+        backward = self._conv_backward.apply if in_torch_func() else self.backward
         grads = backward(dy, *folded, config, needs)
         there = [need and x is not None for need, x in zip(needs, tensors, strict=True)]
         channels = [c if present else None for c, present in zip(_CHANNELS, there, strict=True)]
         return [
-            grad if c is None else _unfold(grad, c, info.batch_size) for grad, c in zip(grads, channels, strict=True)
+            grad if c is None else unfold(grad, c, info.batch_size) for grad, c in zip(grads, channels, strict=True)
         ], channels
 
 
 def _register(name: str, make_plan: MakePlan) -> tuple[Any, Any]:
     def plan(u: Tensor, k: Tensor, config: Sequence[int]) -> SpectralPlan:
-        dtype = spectral.compute_dtype(u, k)
+        dtype = compute_dtype(u, k)
         return make_plan(tuple(u.shape[2:]), tuple(k.shape[1:]), tuple(config), dtype, u.device)
 
     @torch.library.custom_op(f"longconv::{name}", mutates_args=())
@@ -192,55 +196,15 @@ def _where(flags: Sequence[bool]) -> set[str]:
     return {name for name, flag in _named(flags).items() if flag}
 
 
-def _changed(
-    x: dict[str, Tensor | None], changes: dict[str, Tensor | None]
-) -> Iterator[tuple[set[str], dict[str, Tensor | None]]]:
-    """Yield each factor that y is linear in, and the inputs with that factor replaced by its change."""
-    changes = {name: change for name, change in changes.items() if change is not None and x[name] is not None}
-    for factor in ({"u"}, {"k", "skip"}, {"pre_gate"}, {"post_gate"}):
-        if factor & changes.keys():
-            replaced = {**x, **{name: changes.get(name) for name in factor}}
-            if replaced["k"] is None:  # of the filters only the skip connection changes
-                assert x["k"] is not None
-                replaced["k"] = torch.zeros_like(x["k"])
-            yield factor, {name: replaced[name] for name in _TENSORS}
-
-
-def _add(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
-    for name, part in parts.items():
-        totals[name] = totals[name] + part if name in totals else part
-
-
-def _in_torch_func() -> bool:
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _fold(x: Tensor | None, dim: int | None, size: int, channel: int) -> Tensor | None:
-    """Move the mapped dimension `dim` of x (None: not mapped) before its channels and merge the two."""
-    if x is None:
-        return None
-    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.movedim(0, channel).flatten(channel, channel + 1)
-
-
 def _fold_all(tensors: Sequence[Tensor | None], dims: Sequence[int | None], size: int) -> list[Tensor | None]:
-    return [_fold(x, d, size, channel) for x, d, channel in zip(tensors, dims, _CHANNELS, strict=True)]
-
-
-def _unfold(x: Tensor, channel: int, size: int) -> Tensor:
-    return x.unflatten(channel, (size, x.shape[channel] // size))
+    return [fold(x, d, size, channel) for x, d, channel in zip(tensors, dims, _CHANNELS, strict=True)]
 
 
 def _autocast_kernel(forward: Any, device_type: str) -> Callable[..., Tensor]:
     """Under autocast the activations (u and the gates) take its dtype; filters and skip stay as they are."""
 
-    def lower(x: Tensor | None) -> Tensor | None:
-        if x is None or not x.is_floating_point() or x.dtype == torch.float64:
-            return x
-        return x.to(torch.get_autocast_dtype(device_type))
-
     def kernel(u, k, skip, pre_gate, post_gate, config):  # type: ignore[no-untyped-def]
-        u, pre_gate, post_gate = lower(u), lower(pre_gate), lower(post_gate)
+        u, pre_gate, post_gate = (lower(x, device_type) for x in (u, pre_gate, post_gate))
         with torch.autocast(device_type, enabled=False):
             return forward(u, k, skip, pre_gate, post_gate, config)
 

@@ -8,7 +8,9 @@ follows the concatenation.
 import torch
 from torch import Tensor
 
-from . import _check, fft_conv
+from . import fft_conv
+from .checks import check_companions, check_rows
+from .transforms import lower
 
 
 def fft_conv_chunk(
@@ -50,12 +52,13 @@ def fft_conv_chunk(
         ValueError: naming the argument whose shape or device does not fit, or `state` for its dtype.
         TypeError: for a tensor that is not floating point.
     """
-    _check(u, k, skip, None, pre_gate, post_gate)
+    check_rows(u, k)
+    check_companions(u, k, skip, pre_gate, post_gate)
     device = u.device.type
     if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        u = _lower(u, dtype)
-        pre_gate, post_gate = (None if gate is None else _lower(gate, dtype) for gate in (pre_gate, post_gate))
+        lowered = lower(u, device)
+        assert lowered is not None
+        u, pre_gate, post_gate = lowered, lower(pre_gate, device), lower(post_gate, device)
     # Not below: the operator would round the window, which holds products of gate and input in full.
     with torch.autocast(device, enabled=False):
         wide = torch.promote_types(torch.promote_types(u.dtype, k.dtype), torch.float32)
@@ -68,11 +71,6 @@ def fft_conv_chunk(
         # Counted from the front: v[..., -n:] would be everything for n = 0.
         state = v[..., max(0, v.shape[-1] - (k.shape[1] - 1)) :].clone(memory_format=torch.contiguous_format)
         return y.to(u.dtype).contiguous(), state
-
-
-def _lower(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return an activation as autocast passes it to `fft_conv`: float64 stays."""
-    return x if x.dtype == torch.float64 else x.to(dtype)
 
 
 def _check_state(state: Tensor, v: Tensor, reach: int) -> None:
