@@ -9,8 +9,10 @@ Shapes: B batch, D channels, L samples, R rows of a block, J frames of a row, N 
 of a frame, S samples from one frame to the next.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,10 +21,10 @@ from . import halo
 from .blocked import compute_dtype, empty_gradients
 from .fft import irfft, rfft
 from .halo import Block
-from .plan import next_fast_length
 
-# Frames hold this many times the reach of the filter: longer ones waste less, shorter ones stay in cache.
-FRAME_RATIO, MIN_FRAME = 4, 512
+# Cost of a frame per sample, fitted to timings on two cores: log2 of its length, and so much for what is done besides
+# transforming; times so much for lengths that are no power of two; growing from the length that leaves the cache.
+PASSES, OTHER_LENGTHS, CACHED_FRAME = 10, 1.3, 2**14
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,35 @@ class Frames:
         """Samples from one frame to the next."""
         return self.N - self.past - self.future
 
+    def count(self, T: int, rows: int) -> int:
+        """Frames of a block of T samples: of a row on its own, or of one of several that lie behind each other.
 
-def make_frames(past: int, future: int) -> Frames:
-    """Choose the frame for a filter that reaches that many samples back and ahead."""
-    return Frames(past, future, next_fast_length(max(MIN_FRAME, FRAME_RATIO * (past + future))))
+        In the latter the zeros before each row are also those that the last frame of the row before sees.
+        """
+        alone = -(-T // self.S)
+        return alone if alone == 1 or rows == 1 or self.future else -(-(T + self.past) // self.S)
+
+
+@lru_cache(maxsize=4096)
+def make_frames(past: int, future: int, L: int) -> Frames:
+    """Choose frames for rows of L samples and a filter that reaches that many samples back and ahead.
+
+    The row whole with room for the filter, or frames of 2 to 16 times the reach, at least 512: the cheapest.
+    """
+    reach = past + future
+    whole = _frame_length(L + reach)
+    lengths = {whole} | {_frame_length(max(512, ratio * reach)) for ratio in (2, 3, 4, 6, 8, 16)}
+
+    def cost(N: int) -> float:
+        per_sample = (math.log2(N) + PASSES) * (1 if N & (N - 1) == 0 else OTHER_LENGTHS)
+        return Frames(past, future, N).count(L, 2) * N * per_sample * max(1.0, N / CACHED_FRAME) ** 0.25
+
+    return Frames(past, future, min((N for N in sorted(lengths) if reach < N <= whole), key=cost))
+
+
+def _frame_length(n: int) -> int:
+    """The smallest 2^a, 3 * 2^a or 5 * 2^a that is at least n: more threes and fives make real transforms slow."""
+    return min(m << (-(-n // m) - 1).bit_length() for m in (1, 3, 5))
 
 
 def conv_forward(
@@ -103,7 +130,7 @@ def conv_backward(
 
         _convolve(u, pre_gate, k, k_reverse, skip, circular, write_post)
     if needs_k or needs_reverse or needs_skip:
-        frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
+        frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1], u.shape[-1])
         for channels, blocks in halo.blocks(u.shape, frames.S, u.device):
             per_lag, sum_dcv = _correlated(u, pre_gate, dy, post_gate, frames, circular, k, channels, blocks)
             if needs_k:
@@ -126,7 +153,7 @@ def _convolve(
 ) -> None:
     """Hand `write` the convolution of gate * x block by block: where it is, and its frames (B, D, J, S)."""
     dtype = compute_dtype(x, k)
-    frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1])
+    frames = make_frames(k.shape[1] - 1, 0 if k_reverse is None else k_reverse.shape[1], x.shape[-1])
     N = frames.N
     for channels, blocks in halo.blocks(x.shape, frames.S, x.device):
         taps = k.new_zeros((k[channels].shape[0], N), dtype=dtype)
@@ -208,15 +235,14 @@ def _framed(x: Tensor, gate: Tensor | None, at: Block, frames: Frames, circular:
     """Return the frames (B, D, J, N) of v = gate * x over a block of time, as overlapping views of its rows."""
     past, future, S = frames.past, frames.future, frames.S
     B, D, T = (part.stop - part.start for part in at)
-    if circular or future or B * D == 1:
-        J = -(-T // S)
+    J = frames.count(T, 1 if circular else B * D)
+    if circular or future or B * D == 1 or J == 1:
         rows = torch.empty(B, D, J * S + past + future, dtype=dtype, device=x.device)
         halo.fill(rows[..., : T + past + future], x, gate, at, past, future, circular)
         rows[..., T + past + future :].zero_()
         return rows.unfold(-1, frames.N, S)
     # Rows J S samples apart make all frames equally far from each other, so that they are transformed without a copy.
     # The last frame of a row then sees the first samples of the next, but these are the zeros before it.
-    J = -(-(T + past) // S)
     flat = torch.empty(B * D * J * S + past, dtype=dtype, device=x.device)
     flat[B * D * J * S :].zero_()
     rows = flat[: B * D * J * S].view(B, D, J * S)

@@ -64,7 +64,8 @@ def test_which_way_is_taken():
         (3, 0, 100, blocked),
         (64, 0, 1024, overlap),
         (1000, 0, 10_000, overlap),
-        (1000, 0, 3000, blocked),
+        (1000, 0, 3000, overlap),
+        (1000, 0, 2990, blocked),
         (3, 500, 600, blocked),
         (1, 0, 1, blocked),
         (5000, 0, 5000, blocked),
@@ -80,6 +81,15 @@ def test_any_cut_into_blocks_is_the_same(monkeypatch, circular):
         monkeypatch.setitem(halo.BLOCK_SAMPLES, "cpu", samples)
         check(make(3, 4, 3001, 33, 20), circular)
         check(make(3, 4, 3001, 33, 0), circular)
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("N", [64, 100, 512, 1200])
+@pytest.mark.parametrize(("K", "R"), [(33, 20), (33, 0), (1, 20), (1, 0)])
+def test_any_frame_is_the_same(monkeypatch, K, R, N, circular):
+    monkeypatch.setattr(overlap, "make_frames", lambda past, future, L: overlap.Frames(past, future, N))
+    for L in (512, 513, 1150):
+        check(make(2, 3, L, K, R), circular)
 
 
 @pytest.mark.parametrize("wanted", TENSORS)
