@@ -203,10 +203,9 @@ def _fold(filter: Filter, sizes: set[int], max_length: int | None) -> FoldedFilt
 def _decompositions(max_length: int | None) -> dict[Any, Callable[..., Tensor]]:
     """Our operators in terms of PyTorch's, real and with symbolic sizes."""
     table: dict[Any, Callable[..., Tensor]] = {
-        torch.ops.longconv.fft_conv.default: functools.partial(fft_conv_matmul, max_length=max_length)
+        torch.ops.longconv.fft_conv.default: functools.partial(fft_conv_matmul, max_length=max_length),
+        torch.ops.longconv.short_conv.default: direct.convolve,
     }
-    if hasattr(torch.ops.longconv, "short_conv"):
-        table[torch.ops.longconv.short_conv.default] = direct.convolve
     return table
 
 

@@ -263,4 +263,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def _length_label(length: float, _: int) -> str:
-    return f"{length / 1024:g}k" if length >= 1024 and length % 1024 == 0 else f"{length:g}"
+    for unit, size in (("M", 2**20), ("k", 2**10)):
+        if length >= size and length % size == 0:
+            return f"{length / size:g}{unit}"
+    return f"{length:g}"

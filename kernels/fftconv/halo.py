@@ -15,7 +15,7 @@ BLOCK_SAMPLES, LEAST_SAMPLES = {"cpu": 2**19}, 2**15
 BLOCK_SAMPLES_ELSEWHERE = 2**26
 # ... and no more than this part of the input, or of a single long row, so that what a block needs (some four times its
 # size) is little beside it.
-PARTS, PARTS_OF_A_ROW = 6, 24
+PARTS, PARTS_OF_A_ROW = 4, 24
 
 
 def blocks(shape: torch.Size, step: int, device: torch.device) -> Iterator[tuple[slice, list[tuple[slice, slice]]]]:

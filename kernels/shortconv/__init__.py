@@ -184,12 +184,12 @@ def _convolve(u: Tensor, weight: Tensor, bias: Tensor | None, left: int, right: 
 
 
 def _operator_pays(u: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    if u.device.type != "cpu" or weight.shape[1] < OPERATOR_TAPS:
-        return False
     if torch._C._are_functorch_transforms_active():  # a custom operator has no rule for torch.func.grad and jvp
         return False
-    if torch.compiler.is_compiling():  # sizes may be symbolic, and calls cost nothing
+    if torch.compiler.is_compiling():  # Inductor would fix the length at which it saw the backward pass of conv1d
         return True
+    if u.device.type != "cpu" or weight.shape[1] < OPERATOR_TAPS:
+        return False
     differentiable = torch.is_grad_enabled() and (
         u.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
