@@ -29,6 +29,8 @@ from .fft import fft_, ifft_, irfft, keeps_setup, rfft
 # so many. Where every FFT is set up anew, a batch of short ones is cheaper than a long one.
 DIRECT_LIMIT, INNER_LIMIT = 2**18, 2**17
 DIRECT_LIMIT_WITHOUT_SETUP, INNER_LIMIT_WITHOUT_SETUP = 2**13, 2**15
+# Tables are computed in float64, so many entries at a time: at once it would take six times their memory.
+TABLE_PART = 2**14
 # The cost of the outer matrix product grows with its size, which stays within these.
 MIN_OUTER, MAX_OUTER = 8, 128
 
@@ -75,8 +77,10 @@ class RightAnglePlan:
     def _turn(self, conj: bool, inverse: bool) -> Tensor:
         """psi^t, or with one of the two its conjugate; divided by n on the way back."""
         sign = 1 if conj != inverse else -1
-        psi = _unit_circle(sign * torch.arange(self.n, dtype=torch.float64) / (4 * self.n), self.dtype, self.device)
-        return psi / self.n if inverse else psi
+        table = torch.empty(self.n, dtype=self.dtype.to_complex(), device=self.device)
+        for part, t in zip(table.split(TABLE_PART), torch.arange(self.n).split(TABLE_PART), strict=True):
+            part.copy_(_unit_circle(sign * t.double() / (4 * self.n), self.dtype, self.device))
+        return table.div_(self.n) if inverse else table
 
     def forward(self, x: Tensor, conj: bool = False) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
