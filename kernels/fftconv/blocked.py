@@ -112,7 +112,8 @@ def conv_backward(
             for grad, needed, first in ((dk_reverse, needs_reverse, 1), (dk, needs_k, 0)):
                 if needed:  # the taps before lag 0 are those of the conjugate spectrum
                     per_lag = filter_grad.new_empty((kf.shape[0], L), dtype=dtype)
-                    per_lag = plan.inverse(filter_grad.clone(), per_lag, conj=first == 0)
+                    spectrum = filter_grad.clone() if first == 1 and needs_k else filter_grad  # may be overwritten
+                    per_lag = plan.inverse(spectrum, per_lag, conj=first == 0)
                     _scatter_lags(grad[channels], per_lag, first, circular)
     return grads
 

@@ -89,15 +89,15 @@ class _Descriptor:
         create = library.DftiCreateDescriptor_d_1d if double else library.DftiCreateDescriptor_s_1d
         real = kind in ("rfft", "irfft")
         self._check(create(ctypes.byref(self.handle), ctypes.c_int(_REAL if real else _COMPLEX), ctypes.c_long(n)))
-        settings = {_NUMBER_OF_TRANSFORMS: ctypes.c_long(rows)}
+        settings: dict[int, ctypes.c_long | ctypes.c_int] = {_NUMBER_OF_TRANSFORMS: ctypes.c_long(rows)}
         if real:
             signal, spectrum = ctypes.c_long(distance), ctypes.c_long(n // 2 + 1)
-            settings[_PLACEMENT] = ctypes.c_int(_NOT_INPLACE)  # type: ignore[assignment]
-            settings[_CONJUGATE_EVEN_STORAGE] = ctypes.c_int(_COMPLEX_COMPLEX)  # type: ignore[assignment]
+            settings[_PLACEMENT] = ctypes.c_int(_NOT_INPLACE)
+            settings[_CONJUGATE_EVEN_STORAGE] = ctypes.c_int(_COMPLEX_COMPLEX)
             settings[_INPUT_DISTANCE] = signal if kind == "rfft" else spectrum
             settings[_OUTPUT_DISTANCE] = spectrum if kind == "rfft" else signal
         else:
-            settings[_PLACEMENT] = ctypes.c_int(_INPLACE)  # type: ignore[assignment]
+            settings[_PLACEMENT] = ctypes.c_int(_INPLACE)
             settings[_INPUT_DISTANCE] = settings[_OUTPUT_DISTANCE] = ctypes.c_long(n)
         for parameter, value in settings.items():
             self._check(library.DftiSetValue(self.handle, ctypes.c_int(parameter), value))

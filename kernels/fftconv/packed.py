@@ -60,8 +60,7 @@ def conv_forward(
     """Evaluate the sequences that end at `ends[1:]`, each by `convolve` (`fft_conv`'s arguments, in that order)."""
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     for spans in _batches(ends, u.shape[1], circular):
-        side_by_side = [_gather(x, spans) for x in (u, pre_gate, post_gate)]
-        rows, pre, post = side_by_side
+        rows, pre, post = (_gather(x, spans) for x in (u, pre_gate, post_gate))
         _scatter(convolve(rows, k, skip, k_reverse, circular, pre, post), y, spans)
     return y
 
