@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from longconv.state import GrowingBuffer, LayerState
 
-from .base import Mixer
+from .base import LayerCard, Mixer, for_each_sequence
 
 
 @dataclass
@@ -42,6 +42,14 @@ class Attention(Mixer):
         ValueError: the channels do not split into heads of even size.
     """
 
+    card = LayerCard(
+        title="Multi-head attention",
+        paper="Vaswani et al. 2017, Attention Is All You Need; Su et al. 2021, RoFormer",
+        url="https://arxiv.org/abs/1706.03762",
+        equation="y = softmax(q k^T / sqrt(d)) v, with rotary positions",
+        cost="O(L^2)",
+    )
+
     def __init__(
         self,
         channels: int,
@@ -69,6 +77,8 @@ class Attention(Mixer):
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
+        if cu_seqlens is not None:
+            return for_each_sequence(self.forward, x, cu_seqlens)
         state = self.init_state(x.shape[0], dtype=x.dtype, device=x.device) if state is None else state
         y, after = self._attend(x, mask, state)
         return (y, after) if return_state else y

@@ -1,6 +1,9 @@
 """The contract of a sequence mixer, and the argument checks that all mixers share."""
 
-from typing import Any
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +11,43 @@ from torch import Tensor, nn
 from longconv.state import LayerState
 
 
-class Mixer(nn.Module):
-    """A causal sequence mixer (B, L, D) -> (B, L, D).
+@dataclass(frozen=True)
+class LayerCard:
+    """What the table of layers in the documentation says of a mixer, besides what is computed from the code.
 
-    `forward` over a whole sequence, over its chunks with carried state, and `step` over its samples give the same.
+    Attributes:
+        title: the layer's name in its paper.
+        paper: authors, year and title.
+        url: of the paper.
+        equation: what it computes, in one line of plain text.
+        cost: in L and the layer's sizes, of a forward pass over L samples per channel, e.g. `"O(L log L)"`.
+    """
+
+    title: str
+    paper: str
+    url: str
+    equation: str
+    cost: str
+
+
+class Mixer(nn.Module):
+    """A sequence mixer (B, L, D) -> (B, L, D).
+
+    Of a causal one, `forward` over a whole sequence, over its chunks with carried state, and `step` over its samples
+    give the same.
 
     Attributes:
         channels: D.
         max_length: the longest sequence, in steps and padding included; None for no limit.
+        causal: whether an output depends on no later input. A mixer that is not has no state: `state`, `return_state`,
+            `init_state` and `step` raise ValueError.
         long_filters: the layer's long filters, each with `forward(L) -> (D, L)`. An entry may be replaced by another
             filter of as many channels (distillation does); empty for a layer without.
+        card: what the table of layers says of the class.
     """
+
+    card: ClassVar[LayerCard]
+    causal: bool = True
 
     def __init__(self, channels: int, max_length: int | None) -> None:
         super().__init__()
@@ -44,7 +73,8 @@ class Mixer(nn.Module):
             x: (B, L, D), L >= 1.
             mask: (B, L) bool or integer, true for real samples. Rows may be padded on the left or on the right; what
                 comes out at padded positions means nothing.
-            cu_seqlens: packed sequences, which are not supported yet.
+            cu_seqlens: (N+1,) int32 or int64, 0 = c_0 <= ... <= c_N = L: the one row of x (B = 1) holds N sequences,
+                samples c_n ... c_{n+1} - 1, which do not see each other.
             state: from `init_state`, or from the call over the preceding chunk.
             return_state: also return the state to go on with.
 
@@ -53,9 +83,30 @@ class Mixer(nn.Module):
 
         Raises:
             ValueError: x has the wrong shape or no samples, the mask's shape is wrong or it pads on the right while
-                `return_state` is asked for, `cu_seqlens` is given, or the sequence exceeds `max_length`.
+                `return_state` is asked for, `cu_seqlens` does not fit or comes with a mask or a state, a sequence
+                exceeds `max_length`, or a mixer that is not causal is asked for a state.
         """
         raise NotImplementedError
+
+    @property
+    def receptive_field(self) -> int | None:
+        """How many consecutive inputs one output can depend on, itself included; None if only the length bounds it."""
+        return None
+
+    @property
+    def lookahead(self) -> int | None:
+        """How many of the receptive field's inputs are later than the output: 0 if causal, None if unbounded."""
+        return 0 if self.causal else None
+
+    def kernel(self, L: int) -> Tensor:
+        """The layer's mixing as one dense kernel (D, L), lag s at tap s, skip weights included.
+
+        For a layer that is not causal (D, 2L - 1), with lag s at tap L - 1 + s.
+
+        Raises:
+            ValueError: the mixing is not a fixed convolution.
+        """
+        raise ValueError(f"{type(self).__name__} is not a fixed convolution: its mixing depends on the input")
 
     def init_state(
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -75,12 +126,19 @@ class Mixer(nn.Module):
         self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: LayerState | None, return_state: bool
     ) -> Tensor | None:
         """Raise what `forward` promises to raise; return the mask as bool."""
+        if not self.causal and (state is not None or return_state):
+            raise ValueError(f"{type(self).__name__} is not causal here, so it has no state to take or to return")
         if x.ndim != 3 or x.shape[-1] != self.channels:
             raise ValueError(f"x must be (B, L, D) with D = {self.channels}, got shape {tuple(x.shape)}")
         if x.shape[1] == 0:
             raise ValueError("x has no samples: L must be at least 1")
         if cu_seqlens is not None:
-            raise ValueError(f"cu_seqlens: {type(self).__name__} does not support packed sequences yet")
+            if mask is not None or state is not None or return_state:
+                raise ValueError("cu_seqlens goes with neither mask, state nor return_state: its sequences are whole")
+            if x.shape[0] != 1:
+                raise ValueError(f"cu_seqlens: packed sequences lie in one row, so x must have B = 1, got {x.shape[0]}")
+            self.check_length(max(packed_lengths(cu_seqlens, x.shape[1])))
+            return None
         self.check_length((state.position if state is not None else 0) + x.shape[1])
         if mask is None:
             return None
@@ -93,11 +151,39 @@ class Mixer(nn.Module):
 
     def check_step(self, x_t: Tensor, state: LayerState) -> None:
         """Raise what `step` promises to raise."""
+        self.check_causal()
         if x_t.ndim != 2 or x_t.shape[-1] != self.channels:
             raise ValueError(f"x_t must be (B, D) with D = {self.channels}, got shape {tuple(x_t.shape)}")
         self.check_length(state.position + 1)
+
+    def check_causal(self) -> None:
+        """Raise ValueError for a mixer that has no state: the first line of every `init_state`."""
+        if not self.causal:
+            raise ValueError(f"{type(self).__name__} is not causal here, so it has no state and no steps")
 
     def check_length(self, length: int) -> None:
         """Raise ValueError if a sequence of `length` samples is longer than the layer can take."""
         if self.max_length is not None and length > self.max_length:
             raise ValueError(f"sequence of length {length} is longer than max_length = {self.max_length}")
+
+
+def packed_lengths(cu_seqlens: Tensor, L: int) -> list[int]:
+    """The lengths of the N packed sequences in a row of L samples.
+
+    Raises:
+        ValueError: `cu_seqlens` is not a vector of integers that goes from 0 to L without a step back.
+    """
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        shape = tuple(cu_seqlens.shape)
+        raise ValueError(f"cu_seqlens must be a vector of N + 1 >= 2 integers, got {cu_seqlens.dtype} {shape}")
+    ends: list[int] = cu_seqlens.tolist()
+    lengths = [after - before for before, after in itertools.pairwise(ends)]
+    if ends[0] != 0 or ends[-1] != L or min(lengths) < 0:
+        raise ValueError(f"cu_seqlens must go from 0 to L = {L} without a step back, got {ends}")
+    return lengths
+
+
+def for_each_sequence(mix: Callable[[Tensor], Tensor], x: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Apply `mix`, (1, L_n, D) -> (1, L_n, D), to each sequence of x (1, L, D): for mixers with no packed form."""
+    pieces = x.split(packed_lengths(cu_seqlens, x.shape[1]), dim=1)
+    return torch.cat([mix(piece) for piece in pieces if piece.shape[1]], dim=1)

@@ -10,7 +10,7 @@ from longconv.filters import build_filter
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
 
-from .base import Mixer
+from .base import LayerCard, Mixer, for_each_sequence
 from .long_conv import HistoryState, RecurrentState, init_long_state, is_recurrent, long_conv, long_conv_step
 
 
@@ -43,6 +43,14 @@ class Hyena(Mixer):
     Raises:
         ValueError: order < 2, short_kernel < 1, or a filter that does not fit.
     """
+
+    card = LayerCard(
+        title="Hyena",
+        paper="Poli et al. 2023, Hyena Hierarchy: Towards Larger Convolutional Language Models",
+        url="https://arxiv.org/abs/2302.10866",
+        equation="y = x_0 (h_1 * (x_1 ... (h_(n-1) * (x_(n-1) v))))",
+        cost="O(n L log L)",
+    )
 
     def __init__(
         self,
@@ -87,6 +95,8 @@ class Hyena(Mixer):
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
+        if cu_seqlens is not None:
+            return for_each_sequence(self.forward, x, cu_seqlens)
         u = self.in_proj(x).mT
         # The projections have biases, so padding is not zero by itself, neither here nor behind the short convolution.
         keep = None if mask is None else mask[:, None]

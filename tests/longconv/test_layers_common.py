@@ -1,5 +1,7 @@
 """The contract of every mixer: whole == chunks == steps, exact padding, limits, gradients, dtypes, states."""
 
+import itertools
+
 import pytest
 import torch
 from numerics import assert_close
@@ -113,6 +115,18 @@ def test_padding_is_exact(variant, side, dtype):
 
 
 @variants
+def test_packed_sequences_do_not_see_each_other(variant):
+    """Their total length may exceed max_length, which bounds each of them."""
+    layer, lengths = make(variant), [5, 1, 0, M, 9]
+    x = torch.randn(1, sum(lengths), D)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    y = layer(x, cu_seqlens=ends)
+    for start, end in itertools.pairwise(ends.tolist()):
+        if end > start:
+            assert_close(y[:, start:end], layer(x[:, start:end]).double(), torch.float32, name=f"from {start}")
+
+
+@variants
 def test_left_padding_carries_over_to_chunks_and_steps(variant):
     layer, lengths, L = make(variant), [20, 13, 4], 20
     x, mask = torch.randn(3, L, D), torch.zeros(3, L, dtype=torch.bool)
@@ -148,8 +162,15 @@ def test_errors_name_the_cause(variant):
         layer.step(torch.randn(2, D + 1), layer.init_state(2))
     with pytest.raises(ValueError, match="mask must be"):
         layer(x, mask=torch.ones(2, M - 1))
-    with pytest.raises(ValueError, match="cu_seqlens"):
-        layer(x, cu_seqlens=torch.tensor([0, M]))
+    for wrong in ([0, M - 1], [1, M], [0, 5, 4, M], [M]):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            layer(x[:1], cu_seqlens=torch.tensor(wrong))
+    ends = torch.tensor([0, M])
+    for row, options in ((x, {}), (x[:1], {"mask": torch.ones(1, M)}), (x[:1], {"return_state": True})):
+        with pytest.raises(ValueError, match="cu_seqlens"):
+            layer(row, cu_seqlens=ends, **options)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer(torch.randn(1, M + 1, D), cu_seqlens=torch.tensor([0, M + 1]))
     right = torch.ones(2, M, dtype=torch.bool)
     right[1, -1] = False
     layer(x, mask=right)
