@@ -1,7 +1,7 @@
 """Sequence mixers, channels last: `layer(x (B, L, D), mask=, state=, return_state=) -> y`, `init_state`, `step`.
 
 One file each, all under the contract of `base.Mixer`; `long_conv.py` runs a long filter in parallel or as a stream, and
-`convert.py` loads published weights. A mixer is not a block: norms, MLPs and residuals are in `longconv.models`.
+`convert/` loads published weights. A mixer is not a block: norms, MLPs and residuals are in `longconv.models`.
 """
 
 import inspect

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from longconv.filters import HyenaFilter
 
-from .hyena import Hyena
+from ..hyena import Hyena
+from ._mapping import Reader
 
 
 @torch.no_grad()
@@ -37,34 +38,24 @@ def load_safari_state_dict(layer: Hyena, state_dict: Mapping[str, Tensor], prefi
         prefix: of this operator in `state_dict`, e.g. `"backbone.layers.3.mixer."`.
 
     Raises:
-        ValueError: the layer's filters are of another kind, or a tensor is missing or of another shape.
+        ValueError: the layer's filters are of another kind, or a tensor is missing, of another shape or left over.
     """
-    O = len(layer.long_filters)
-
-    def copy(target: Tensor, name: str, source: Tensor) -> None:
-        if source.shape != target.shape:
-            raise ValueError(f"{prefix}{name} gives shape {tuple(source.shape)}, the layer has {tuple(target.shape)}")
-        target.copy_(source)
-
-    def get(name: str) -> Tensor:
-        if prefix + name not in state_dict:
-            raise ValueError(f"the state dict has no {prefix}{name}")
-        return state_dict[prefix + name]
-
+    O, reader = len(layer.long_filters), Reader(state_dict, prefix)
     for name in ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"):
-        copy(layer.get_parameter(name), name, get(name))
-    copy(layer.short_weight, "short_filter.weight", get("short_filter.weight")[:, 0].flip(-1))
-    copy(layer.short_bias, "short_filter.bias", get("short_filter.bias"))
-    copy(layer.skip, "filter_fn.bias", get("filter_fn.bias").view(-1, O).mT)
+        reader.copy(layer.get_parameter(name), name)
+    reader.copy(layer.short_weight, "short_filter.weight", lambda w: w[:, 0].flip(-1))
+    reader.copy(layer.short_bias, "short_filter.bias")
+    reader.copy(layer.skip, "filter_fn.bias", lambda bias: bias.view(-1, O).mT)
     for o, ours in enumerate(layer.long_filters):
         if not isinstance(ours, HyenaFilter):
             raise ValueError(f"long_filters.{o} is a {type(ours).__name__}, not a HyenaFilter")
-        copy(ours.z, "filter_fn.pos_emb.z", get("filter_fn.pos_emb.z")[0])
-        copy(ours.freq, "filter_fn.implicit_filter.1.freq", get("filter_fn.implicit_filter.1.freq")[0])
-        copy(ours.deltas, "filter_fn.modulation.deltas", get("filter_fn.modulation.deltas").flatten()[o::O])
+        reader.copy(ours.z, "filter_fn.pos_emb.z", lambda z: z[0])
+        reader.copy(ours.freq, "filter_fn.implicit_filter.1.freq", lambda freq: freq[0])
+        reader.copy(ours.deltas, "filter_fn.modulation.deltas", lambda deltas, o=o: deltas.flatten()[o::O])  # type: ignore[misc]
         for i, linear in enumerate(ours.mlp[:-1]):
             for name in ("weight", "bias"):
-                theirs = f"filter_fn.implicit_filter.{2 * i}.{name}"
-                copy(linear.get_parameter(name), theirs, get(theirs))
+                reader.copy(linear.get_parameter(name), f"filter_fn.implicit_filter.{2 * i}.{name}")
         last = f"filter_fn.implicit_filter.{2 * len(ours.mlp) - 2}.weight"
-        copy(ours.mlp[-1].get_parameter("weight"), last, get(last)[o::O])
+        reader.copy(ours.mlp[-1].get_parameter("weight"), last, lambda weight, o=o: weight[o::O])  # type: ignore[misc]
+        activations = [f"filter_fn.implicit_filter.{2 * i + 1}.freq" for i in range(1, len(ours.mlp) - 1)]
+    reader.finish(["filter_fn.pos_emb.t", *activations])
