@@ -154,7 +154,7 @@ def compile_kernel(
 def compile_all(
     cases: Sequence[Case], targets: Iterable[Target] | None = None, workers: int | None = None
 ) -> list[CompileReport]:
-    """Compile every case for every target (default: `TARGETS`), in `workers` processes (default: as many as cores, up to 8).
+    """Compile every case for every target (default: `TARGETS`), in `workers` processes (default: cores, at most 8).
 
     Returns:
         Reports in the order of cases, and for each case in the order of targets.
