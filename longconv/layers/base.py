@@ -44,6 +44,10 @@ class Mixer(nn.Module):
         long_filters: the layer's long filters, each with `forward(L) -> (D, L)`. An entry may be replaced by another
             filter of as many channels (distillation does); empty for a layer without.
         card: what the table of layers says of the class.
+
+    A linear map that writes to the model's residual stream is named `out_proj` and scaled by the model's depth. Linear
+    maps have the model's initialisation, unless the mixer's own `reset_parameters` initialises them, which is called
+    after that of its parts; so it must set everything that its paper sets.
     """
 
     card: ClassVar[LayerCard]

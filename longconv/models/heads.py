@@ -18,6 +18,9 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
 
     Batches of prompts are padded on the left, with an `attention_mask`. Distilled (modal) layers decode a token in time
     and memory that do not depend on the context; all others decode exactly from what they have seen.
+
+    Raises:
+        ValueError: a mixer of the configuration is not causal.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -26,6 +29,12 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
     def __init__(self, config: LongConvConfig) -> None:
         super().__init__(config)
         self.model = LongConvModel(config)
+        for index, block in enumerate(self.model.layers):
+            if not block.mixer.causal:
+                name, options = config.mixer_of(index)
+                raise ValueError(
+                    f"mixers: block {index} ({name!r} with {options}) is not causal, and a language model's must be"
+                )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -41,11 +50,13 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Predict the next token at every position; the arguments of `LongConvModel.forward`, and:
 
         Args:
-            labels: (B, L) token ids, -100 where there is no loss. They are shifted here: give the input again.
+            labels: (B, L) token ids, -100 where there is no loss. They are shifted here: give the input again; where
+                sequences are packed, with -100 at the first token of each, which the one before does not predict.
             logits_to_keep: give the logits of the last so many positions only; 0 for all.
             num_items_in_batch: what to divide the summed loss by (gradient accumulation); None for its own count.
 
@@ -64,6 +75,7 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            cu_seqlens=cu_seqlens,
         )
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
         loss = None

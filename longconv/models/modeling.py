@@ -9,6 +9,7 @@ from transformers import GradientCheckpointingLayer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from longconv.filters import Filter
 from longconv.layers import build_layer
 
 from .cache import LongConvCache
@@ -47,14 +48,25 @@ class LongConvBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
         # Read by `_init_weights`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it), and
         # hands off the filters.
-        for linear in (self.mixer.out_proj, self.mlp.down):
-            linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5  # type: ignore[union-attr]
-        for module in self.mixer.long_filters.modules():
-            module._has_own_init = True  # type: ignore[assignment]
+        for linear in (getattr(self.mixer, "out_proj", None), self.mlp.down):
+            if isinstance(linear, nn.Linear):
+                linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5  # type: ignore[assignment]
+        for filter in self.mixer.modules():
+            if isinstance(filter, Filter):
+                for module in filter.modules():
+                    module._has_own_init = True  # type: ignore[assignment]
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, state: Any = None, return_state: bool = False) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        state: Any = None,
+        return_state: bool = False,
+    ) -> Any:
         """Map x (B, L, D) to (B, L, D), or to that and the mixer's state with `return_state`; see `Mixer.forward`."""
-        mixed = self.mixer(self.mixer_norm(x), mask=mask, state=state, return_state=return_state)
+        x_norm = self.mixer_norm(x)
+        mixed = self.mixer(x_norm, mask=mask, cu_seqlens=cu_seqlens, state=state, return_state=return_state)
         mixed, state = mixed if return_state else (mixed, None)
         x = self._finish(x, mixed)
         return (x, state) if return_state else x
@@ -104,22 +116,23 @@ class LongConvPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers calls this on new models and on checkpoints with missing weights; there it makes torch.nn.init
-        # skip what was loaded, which it flags, but it knows nothing of a module's own reset_parameters.
-        if getattr(module, "_has_own_init", False) or hasattr(module, "long_filters"):
+        # Children come before their parents, so a mixer whose paper initialises the linear maps has the last word on
+        # them, in its `reset_parameters`. Every other linear map is the model's, and all else initialises itself.
+        linear = isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "_has_own_init", False)
+        if linear:
+            nn.init.normal_(module.weight, std=getattr(module, "_init_std", self.config.initializer_range))  # type: ignore[arg-type]
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif hasattr(module, "reset_parameters"):
+            # transformers calls this on new models and on checkpoints with missing weights. There it flags what was
+            # loaded, and torch.nn.init skips that; but it knows nothing of a module's own reset_parameters.
             tensors = [*module.named_parameters(), *module.named_buffers()]
             loaded = {name: t.clone() for name, t in tensors if getattr(t, "_is_hf_initialized", False)}
-            if len(loaded) < len(tensors) and hasattr(module, "reset_parameters"):
+            if len(loaded) < len(tensors):
                 module.reset_parameters()  # type: ignore[operator]
                 for name, tensor in tensors:
                     if name in loaded:
                         tensor.copy_(loaded[name])
-        elif isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=getattr(module, "_init_std", self.config.initializer_range))
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
 
 
 class LongConvModel(LongConvPreTrainedModel):
@@ -143,6 +156,7 @@ class LongConvModel(LongConvPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Run the stack over a sequence, or over the next tokens of one.
 
@@ -153,10 +167,13 @@ class LongConvModel(LongConvPreTrainedModel):
             inputs_embeds: (B, L, D).
             use_cache: return a cache, `past_key_values` or a new one. Default: if `past_key_values` is given.
             output_hidden_states: also return the input of every block and the final output, (B, L, D) each.
+            cu_seqlens: (N+1,) int32 or int64, boundaries of N sequences packed in one row (B = 1) that do not see each
+                other; without attention mask and cache.
 
         Raises:
             ValueError: not exactly one input is given, a wrong shape, more tokens than a mixer's `max_length`, padding
-                on the right with a cache, a cache of another kind, or a cache with gradient checkpointing.
+                on the right with a cache, a cache of another kind, a cache with gradient checkpointing, or `cu_seqlens`
+                that do not fit or come with a mask or a cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -168,6 +185,8 @@ class LongConvModel(LongConvPreTrainedModel):
         cache = LongConvCache(len(self.layers)) if use_cache and past_key_values is None else past_key_values
         if cache is not None and self.gradient_checkpointing and self.training:
             raise ValueError("use_cache needs gradient checkpointing to be off")
+        if cu_seqlens is not None and (attention_mask is not None or cache is not None):
+            raise ValueError("cu_seqlens goes with neither attention_mask nor a cache: its sequences are whole")
         x = self.dropout(x)
         hidden: list[Tensor] = []
         # The token loop: nothing here grows with the context, and the mask of a new token is known to be one.
@@ -178,7 +197,7 @@ class LongConvModel(LongConvPreTrainedModel):
             if output_hidden_states:
                 hidden.append(x)
             if cache is None:
-                x = block(x, mask=mask)
+                x = block(x, mask=mask, cu_seqlens=cu_seqlens)
             elif step:
                 x, cache.states[i] = block.step(x, cache.states[i])  # type: ignore[operator]
             else:

@@ -1,8 +1,10 @@
 """The contract of every mixer: whole == chunks == steps, exact padding, limits, gradients, dtypes, states."""
 
 import itertools
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from numerics import assert_close
 
@@ -16,7 +18,19 @@ VARIANTS = {
     "hyena-modal": ("hyena", {"filter": {"name": "modal", "order": 4}}),
     "attention": ("attention", {"num_heads": 2}),
 }
+#: Layers that take one length only, and which test file has them instead.
+ELSEWHERE: dict[str, str] = {}
+
+
+def build(variant, channels=D, max_length=M, **options):
+    name, defaults = VARIANTS[variant]
+    return build_layer(name, channels, max_length, **{**defaults, **options})
+
+
+CAUSAL = [variant for variant in VARIANTS if build(variant).causal]
 variants = pytest.mark.parametrize("variant", VARIANTS)
+causal_variants = pytest.mark.parametrize("variant", CAUSAL)
+two_sided_variants = pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in CAUSAL])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,8 +43,7 @@ def _one_thread():
 
 
 def make(variant, max_length=M, **options):
-    name, defaults = VARIANTS[variant]
-    return build_layer(name, D, max_length, **{**defaults, **options})
+    return build(variant, D, max_length, **options).eval()
 
 
 def run_chunks(layer, x, sizes, mask=None):
@@ -53,10 +66,13 @@ def run_steps(layer, x, state=None):
 
 
 def test_every_layer_is_tested():
-    assert {name for name, _ in VARIANTS.values()} == set(LAYERS)
+    assert {name for name, _ in VARIANTS.values()} == set(LAYERS) - set(ELSEWHERE)
+    assert set(ELSEWHERE) <= set(LAYERS)
+    for file in ELSEWHERE.values():
+        assert Path(__file__).with_name(file).exists()
 
 
-@variants
+@causal_variants
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("L", [1, 2, 7, 24])
 def test_chunks_and_steps_equal_the_whole(variant, L, grad):
@@ -72,7 +88,7 @@ def test_chunks_and_steps_equal_the_whole(variant, L, grad):
         assert state.position == L
 
 
-@variants
+@causal_variants
 def test_steps_continue_a_prefill_and_a_state_can_be_used_twice(variant):
     layer, x, other = make(variant), torch.randn(2, 20, D), torch.randn(2, 20, D)
     other[:, :9] = x[:, :9]
@@ -89,7 +105,7 @@ def test_steps_continue_a_prefill_and_a_state_can_be_used_twice(variant):
     assert_close(chunk, expected.double(), torch.float32)
 
 
-@variants
+@causal_variants
 def test_it_is_causal(variant):
     layer, x = make(variant), torch.randn(2, 20, D)
     changed = x.clone()
@@ -126,7 +142,7 @@ def test_packed_sequences_do_not_see_each_other(variant):
             assert_close(y[:, start:end], layer(x[:, start:end]).double(), torch.float32, name=f"from {start}")
 
 
-@variants
+@causal_variants
 def test_left_padding_carries_over_to_chunks_and_steps(variant):
     layer, lengths, L = make(variant), [20, 13, 4], 20
     x, mask = torch.randn(3, L, D), torch.zeros(3, L, dtype=torch.bool)
@@ -149,28 +165,39 @@ def test_errors_name_the_cause(variant):
     layer, x = make(variant), torch.randn(2, M, D)
     with pytest.raises(ValueError, match="max_length = 24"):
         layer(torch.randn(2, M + 1, D))
-    _, state = layer(x, return_state=True)
-    with pytest.raises(ValueError, match="max_length = 24"):
-        layer(x[:, :1], state=state)
-    with pytest.raises(ValueError, match="max_length = 24"):
-        layer.step(x[:, 0], state)
     with pytest.raises(ValueError, match="at least 1"):
         layer(x[:, :0])
     with pytest.raises(ValueError, match="x must be"):
         layer(torch.randn(2, 5, D + 1))
-    with pytest.raises(ValueError, match="x_t must be"):
-        layer.step(torch.randn(2, D + 1), layer.init_state(2))
     with pytest.raises(ValueError, match="mask must be"):
         layer(x, mask=torch.ones(2, M - 1))
     for wrong in ([0, M - 1], [1, M], [0, 5, 4, M], [M]):
         with pytest.raises(ValueError, match="cu_seqlens"):
             layer(x[:1], cu_seqlens=torch.tensor(wrong))
     ends = torch.tensor([0, M])
-    for row, options in ((x, {}), (x[:1], {"mask": torch.ones(1, M)}), (x[:1], {"return_state": True})):
+    for row, options in ((x, {}), (x[:1], {"mask": torch.ones(1, M)})):
         with pytest.raises(ValueError, match="cu_seqlens"):
             layer(row, cu_seqlens=ends, **options)
     with pytest.raises(ValueError, match="max_length = 24"):
         layer(torch.randn(1, M + 1, D), cu_seqlens=torch.tensor([0, M + 1]))
+    with pytest.raises(ValueError, match="channels"):
+        build(variant, 0)
+    with pytest.raises(ValueError, match="max_length"):
+        build(variant, D, 0)
+
+
+@causal_variants
+def test_errors_of_states_name_the_cause(variant):
+    layer, x = make(variant), torch.randn(2, M, D)
+    _, state = layer(x, return_state=True)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer(x[:, :1], state=state)
+    with pytest.raises(ValueError, match="max_length = 24"):
+        layer.step(x[:, 0], state)
+    with pytest.raises(ValueError, match="x_t must be"):
+        layer.step(torch.randn(2, D + 1), layer.init_state(2))
+    with pytest.raises(ValueError, match="cu_seqlens"):
+        layer(x[:1], cu_seqlens=torch.tensor([0, M]), return_state=True)
     right = torch.ones(2, M, dtype=torch.bool)
     right[1, -1] = False
     layer(x, mask=right)
@@ -178,19 +205,36 @@ def test_errors_name_the_cause(variant):
         layer(x, mask=right, return_state=True)
 
 
+@two_sided_variants
+def test_two_sided_layers_have_no_state(variant):
+    layer, x = make(variant), torch.randn(2, 12, D)
+    changed = x.clone()
+    changed[:, -1] += 1
+    assert not torch.allclose(layer(changed)[:, -2], layer(x)[:, -2])
+    assert layer.lookahead != 0
+    for call in (
+        lambda: layer(x, return_state=True),
+        lambda: layer(x, state=object()),
+        lambda: layer.init_state(2),
+        lambda: layer.step(x[:, 0], None),
+    ):
+        with pytest.raises(ValueError, match="not causal"):
+            call()
+
+
 @variants
 def test_gradients_reach_every_parameter_also_through_a_state(variant):
     layer, x = make(variant), torch.randn(2, 12, D, requires_grad=True)
     reference = torch.autograd.grad(layer(x).square().sum(), [x, *layer.parameters()])
     assert all(g.isfinite().all() and g.any() for g in reference)
-    for y in (run_chunks(layer, x, [5, 7])[0], run_steps(layer, x)[0]):
+    for y in (run_chunks(layer, x, [5, 7])[0], run_steps(layer, x)[0]) if layer.causal else ():
         for got, expected in zip(
             torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]), reference, strict=True
         ):
             assert_close(got, expected.double(), torch.float32)
 
 
-@variants
+@causal_variants
 def test_detached_state_allows_truncated_backpropagation(variant):
     layer, x = make(variant), torch.randn(2, 12, D)
     y, state = layer(x[:, :6], return_state=True)
@@ -201,10 +245,53 @@ def test_detached_state_allows_truncated_backpropagation(variant):
 
 @variants
 def test_gradcheck(variant):
-    name, defaults = VARIANTS[variant]
-    layer = build_layer(name, 4, 6, **{**defaults, **({"num_heads": 1} if name == "attention" else {})}).double()
+    layer = build(variant, 4, 6, **({"num_heads": 1} if "num_heads" in VARIANTS[variant][1] else {})).double().eval()
     x = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: layer(x), x)
+
+
+@variants
+def test_receptive_field_by_gradient(variant):
+    """Of the sum of squares of one output: zero (but for an FFT's rounding) outside the field, not zero at its ends."""
+    layer = make(variant)
+    field, ahead = layer.receptive_field, layer.lookahead
+    L = M if field is None else field + 8
+    layer = make(variant, max_length=L).double()
+    x = torch.randn(1, L, D, dtype=torch.float64, requires_grad=True)
+    at = L // 2 if ahead is None else L - 4 - ahead
+    gradient = torch.autograd.grad(layer(x)[0, at].square().sum(), x)[0][0].abs().sum(1)
+    reached = gradient > 1e-12 * gradient.max()
+    assert reached[at]
+    if ahead is not None:
+        assert not reached[at + ahead + 1 :].any()
+    if field is not None:
+        assert ahead is not None
+        first = at + ahead - field + 1
+        assert not reached[:first].any()
+        assert reached[first]
+        assert reached[at + ahead]
+
+
+@variants
+def test_built_on_the_meta_device_and_initialised_later(variant):
+    """Nothing is lost that a module's own initialisation does not bring back (new memory is NaN here)."""
+    direct = build(variant)
+    with torch.device("meta"):
+        later = build(variant)
+    later.to_empty(device="cpu")
+    for module in reversed(list(later.modules())):  # parts before the whole
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    theirs = dict(direct.state_dict())
+    assert later.state_dict().keys() == theirs.keys()
+    for name, tensor in later.state_dict().items():
+        assert tensor.isfinite().all(), name
+        assert tensor.dtype == theirs[name].dtype, name
+        if name not in dict(later.named_parameters()):
+            assert torch.equal(tensor, theirs[name]), name
+    later.load_state_dict(theirs)
+    x = torch.randn(2, 10, D)
+    assert torch.equal(later.eval()(x), direct.eval()(x))
 
 
 @variants
@@ -217,7 +304,7 @@ def test_bfloat16(variant):
         y = layer(x)
         assert y.dtype == torch.bfloat16
         assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
-        for streamed in (run_chunks(layer, x, [7, 13])[0], run_steps(layer, x)[0]):
+        for streamed in (run_chunks(layer, x, [7, 13])[0], run_steps(layer, x)[0]) if layer.causal else ():
             assert streamed.dtype == torch.bfloat16
             assert torch.linalg.vector_norm(streamed - expected) < 0.1 * torch.linalg.vector_norm(expected)
 
@@ -227,11 +314,12 @@ def test_autocast(variant):
     layer, x = make(variant), torch.randn(2, 20, D)
     expected = layer(x)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        for y in (layer(x), run_chunks(layer, x, [7, 13])[0], run_steps(layer, x)[0]):
+        streams = (run_chunks, lambda layer, x, _: run_steps(layer, x)) if layer.causal else ()
+        for y in (layer(x), *(stream(layer, x, [7, 13])[0] for stream in streams)):
             assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
 
 
-@variants
+@causal_variants
 def test_states_follow_the_batch(variant):
     layer, x = make(variant), torch.randn(3, 12, D)
     mask = torch.ones(3, 8, dtype=torch.bool)
@@ -248,7 +336,7 @@ def test_states_follow_the_batch(variant):
         assert torch.equal(y, expected)
 
 
-@variants
+@causal_variants
 def test_inference_mode_states(variant):
     layer, x = make(variant), torch.randn(2, 12, D)
     expected = layer(x)
@@ -260,7 +348,7 @@ def test_inference_mode_states(variant):
     assert_close(y, expected[:, 9].double(), torch.float32)
 
 
-@variants
+@causal_variants
 def test_long_streams_through_every_way_of_going_on(variant):
     """Long enough for what a filter's state does in blocks: prefill, steps, chunks, batches, gradients on and off."""
     L, rows = 500, torch.tensor([1, 0, 1])
@@ -278,6 +366,52 @@ def test_long_streams_through_every_way_of_going_on(variant):
             outputs.append(y)
             state = after.detach()
     assert_close(torch.cat(outputs, 1), expected, torch.float32)
+
+
+@variants
+def test_in_models(variant, tmp_path):
+    """By name in a configuration: loss, saving and loading to the bit, missing weights as published, generation."""
+    from longconv.models import LongConvConfig, LongConvForCausalLM, LongConvForSequenceClassification
+
+    name, options = VARIANTS[variant]
+    config = LongConvConfig(
+        vocab_size=11,
+        hidden_size=D,
+        num_hidden_layers=2,
+        mixers=name,
+        mixer_options={name: options},
+        max_position_embeddings=M,
+        initializer_range=0.3,
+    )
+    kind = LongConvForCausalLM if variant in CAUSAL else LongConvForSequenceClassification
+    if kind is LongConvForSequenceClassification:
+        with pytest.raises(ValueError, match=f"block 0 \\('{name}'.*not causal"):
+            LongConvForCausalLM(config)
+    model, ids = kind(config).eval(), torch.randint(11, (2, 12))
+    marks = {name: p._optim for name, p in model.named_parameters() if hasattr(p, "_optim")}
+    model.save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert {name: p._optim for name, p in loaded.named_parameters() if hasattr(p, "_optim")} == marks
+    prefix = "model.layers.0.mixer."
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    safetensors.torch.save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"]
+    assert all(name.startswith(prefix) for name in info["missing_keys"])
+    for key, parameter in loaded.named_parameters():
+        fresh = model.get_parameter(key)
+        assert parameter.isfinite().all(), key
+        if key.startswith(prefix) and fresh.numel() >= 48:
+            assert parameter.std() <= 2 * fresh.std() + 1e-6, key
+            assert fresh.std() <= 2 * parameter.std() + 1e-6, key
+    if variant in CAUSAL:
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=6, do_sample=False)
+            assert torch.equal(out[:, 12:], model(out[:, :-1]).logits[:, 11:].argmax(-1))
+            packed = model(ids.view(1, -1), cu_seqlens=torch.tensor([0, 12, 24])).logits
+            assert_close(packed.view(2, 12, -1), model(ids).logits.double(), torch.float32)
 
 
 def test_a_filter_shorter_than_the_layer_is_an_error_also_in_steps():
@@ -298,7 +432,7 @@ def test_a_filter_shorter_than_the_layer_is_an_error_also_in_steps():
 
 
 def test_unknown_mixer():
-    with pytest.raises(ValueError, match=r"unknown mixer 'mamba'; known: attention, hyena$"):
+    with pytest.raises(ValueError, match=f"unknown mixer 'mamba'; known: {', '.join(sorted(LAYERS))}$"):
         build_layer("mamba", 8)
 
 
