@@ -29,7 +29,8 @@ class Attention(Mixer):
     """Causal multi-head attention (Vaswani et al. 2017) with rotary position embeddings (Su et al. 2021).
 
     Computed by `torch.nn.functional.scaled_dot_product_attention`. Positions count real samples only, so that a padded
-    row is the same as the row alone.
+    row is the same as the row alone. Packed sequences are attended to one after the other: the sum of their squared
+    lengths, where a block-diagonal mask over the packed row would cost the square of the sum, and a call for each.
 
     Args:
         channels: D.

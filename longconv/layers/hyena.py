@@ -10,7 +10,7 @@ from longconv.filters import build_filter
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
 
-from .base import LayerCard, Mixer, for_each_sequence
+from .base import LayerCard, Mixer
 from .long_conv import HistoryState, RecurrentState, init_long_state, is_recurrent, long_conv, long_conv_step
 
 
@@ -95,14 +95,15 @@ class Hyena(Mixer):
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
-        if cu_seqlens is not None:
-            return for_each_sequence(self.forward, x, cu_seqlens)
         u = self.in_proj(x).mT
         # The projections have biases, so padding is not zero by itself, neither here nor behind the short convolution.
         keep = None if mask is None else mask[:, None]
         u = u if keep is None else u * keep
-        short = None if state is None else state.short
-        u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
+        if cu_seqlens is not None:
+            u, short = short_conv(u, self.short_weight, self.short_bias, cu_seqlens=cu_seqlens), None
+        else:
+            short = None if state is None else state.short
+            u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
         *gates, v = u.chunk(self.order + 1, dim=1)
         dropping = self.training and self.dropout.p > 0
         long: list[Any] = []
@@ -118,6 +119,7 @@ class Hyena(Mixer):
                 self.skip[stage],
                 pre_gate=None if dropping else gate,
                 post_gate=gates[0] if stage == self.order - 2 else None,
+                cu_seqlens=cu_seqlens,
                 state=None if state is None else state.long[stage],
                 return_state=return_state,
             )

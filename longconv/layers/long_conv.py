@@ -1,10 +1,11 @@
 """A long filter with its skip weight and gates, run in parallel, in chunks, or one sample at a time.
 
 Two kinds of filter, two kinds of state. A recurrent filter (`hasattr(filter, "prepare_step")`) carries its own state,
-whose size does not depend on the context. Any other filter is exact only with all its past inputs at hand: an
-`OnlineConv` keeps them, and makes a step cost O(log^2 T) amortised. What a step needs of the filter's parameters is
-computed once and kept in the state. With gradients enabled everything is computed afresh, so that autograd through a
-carried state is exact; a step without a recurrence then is a dot product with the whole history, O(T).
+whose size does not depend on the context. Any other filter is exact only with its past inputs at hand, all of them or,
+if it has few taps (`filter.support`), as many as those reach: an `OnlineConv` keeps them, and makes a step cost
+O(log^2 T) amortised. What a step needs of the filter's parameters is computed once and kept in the state. With
+gradients enabled everything is computed afresh, so that autograd through a carried state is exact; a step without a
+recurrence then is a dot product with the history, O(T).
 
 Shapes: B batch, D channels, L samples of this chunk, T samples before it.
 """
@@ -18,16 +19,19 @@ from torch import Tensor, nn
 from longconv.functional import OnlineConv, fft_conv
 from longconv.state import Constant, GrowingBuffer
 
+from .base import packed_lengths
+
 
 @dataclass
 class HistoryState:
-    """All inputs so far of a filter that is not a recurrence.
+    """The inputs so far of a filter that is not a recurrence, as many of the last as it has taps to reach them.
 
     `past`: an `OnlineConv`, made with all taps of the filter; with gradients enabled just the inputs (B, D, T), growing
-    along time. Either is made into the other when gradients are switched.
+    along time. Either is made into the other when gradients are switched. `length`: T, the inputs so far.
     """
 
     past: OnlineConv | GrowingBuffer
+    length: int = 0
 
 
 @dataclass
@@ -41,6 +45,17 @@ class RecurrentState:
 def is_recurrent(filter: nn.Module) -> bool:
     """Whether a filter can run as a recurrence."""
     return hasattr(filter, "prepare_step")
+
+
+def support(filter: Any) -> int | None:
+    """How many taps a filter has if that does not depend on the length, else None."""
+    return getattr(filter, "support", None)
+
+
+def taps(filter: Any, L: int) -> Tensor:
+    """The taps (D, K) that act within L samples: K = L, or fewer if the filter has fewer."""
+    finite = support(filter)
+    return filter(L if finite is None else min(L, finite))
 
 
 def init_long_state(filter: Any, batch_size: int, dtype: torch.dtype) -> HistoryState | RecurrentState:
@@ -57,19 +72,23 @@ def init_long_state(filter: Any, batch_size: int, dtype: torch.dtype) -> History
 def long_conv(
     filter: Any,
     u: Tensor,
-    skip: Tensor,
+    skip: Tensor | None = None,
     *,
+    reverse: Any = None,
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     state: HistoryState | RecurrentState | None = None,
     return_state: bool = False,
 ) -> tuple[Tensor, HistoryState | RecurrentState | None]:
-    """Evaluate `post_gate * (h * v + skip v)` with v = pre_gate * u over a chunk, h the causal filter.
+    """Evaluate `post_gate * (h * v + skip v)` with v = pre_gate * u over a chunk, h the filter.
 
     Args:
-        filter: a module with `forward(L) -> (D, L)`.
+        filter: a module with `forward(L) -> (D, L)`, the taps at lags 0, 1, ...
         u, pre_gate, post_gate: (B, D, L).
-        skip: (D,).
+        skip: (D,), or None.
+        reverse: a second filter, of the taps at lags -1, -2, ...; then there is no state.
+        cu_seqlens: (N+1,) boundaries of packed sequences (B = 1), which are whole: without state.
         state: of the inputs before this chunk; None if there are none.
         return_state: whether to compute the state after the chunk.
 
@@ -78,39 +97,52 @@ def long_conv(
     """
     L = u.shape[-1]
     if state is None and not return_state:
-        return fft_conv(u, filter(L), skip=skip, pre_gate=pre_gate, post_gate=post_gate), None
+        longest = L if cu_seqlens is None else max(packed_lengths(cu_seqlens, L))
+        y = fft_conv(
+            u,
+            taps(filter, longest),
+            skip=skip,
+            k_reverse=None if reverse is None else taps(reverse, max(longest - 1, 1)),
+            pre_gate=pre_gate,
+            post_gate=post_gate,
+            cu_seqlens=cu_seqlens,
+        )
+        return y, None
+    assert reverse is None and cu_seqlens is None
     v = u if pre_gate is None else pre_gate * u
     if state is None:
         after = init_long_state(filter, u.shape[0], u.dtype)
         if isinstance(after, RecurrentState):
-            kernel = filter(L)
+            kernel = taps(filter, L)
             after.state = filter.final_state(v, after.state, _constant(after.modes))
         elif isinstance(after.past, OnlineConv):
             _check_length(filter, L)
             kernel = after.past.taps[:, :L]
-            after.past = after.past.append(v)
+            after = HistoryState(after.past.append(v), L)
         else:
-            kernel = filter(L)
-            after.past = after.past.append(v)
+            kernel = taps(filter, L)
+            after = HistoryState(_reachable(filter, after.past.append(v)), L)
         return fft_conv(v, kernel, skip=skip, post_gate=post_gate), after
     state = _for_mode(filter, state)
     if isinstance(state, RecurrentState):
         y, inner = filter.scan(v, state.state, _constant(state.modes))
         after = RecurrentState(inner, state.modes)
     elif isinstance(state.past, OnlineConv):
-        _check_length(filter, state.past.length + L)
+        _check_length(filter, state.length + L)
         y, online = state.past.extend(v)
-        after = HistoryState(online)
+        after = HistoryState(online, state.length + L)
     else:
+        _check_length(filter, state.length + L)
         history = state.past.append(v)
-        y = fft_conv(history.view, filter(history.length))[..., -L:].to(u.dtype)
-        after = HistoryState(history)
-    y = y + skip[:, None].to(y.dtype) * v
+        y = fft_conv(history.view, taps(filter, history.length))[..., -L:].to(u.dtype)
+        after = HistoryState(_reachable(filter, history), state.length + L)
+    if skip is not None:
+        y = y + skip[:, None].to(y.dtype) * v
     return (y if post_gate is None else post_gate * y), after if return_state else None
 
 
 def long_conv_step(
-    filter: Any, u_t: Tensor, skip: Tensor, state: HistoryState | RecurrentState
+    filter: Any, u_t: Tensor, skip: Tensor | None, state: HistoryState | RecurrentState
 ) -> tuple[Tensor, HistoryState | RecurrentState]:
     """Evaluate one sample of `h * u + skip u`: u_t (B, D) -> y_t (B, D) and the next state."""
     state = _for_mode(filter, state)
@@ -118,29 +150,52 @@ def long_conv_step(
     if isinstance(state, RecurrentState):
         y, inner = filter.step(u_t, state.state, _constant(state.modes))
         after = RecurrentState(inner, state.modes)
-    elif isinstance(state.past, OnlineConv):
-        _check_length(filter, state.past.length + 1)
-        y, online = state.past.step(u_t)
-        after = HistoryState(online)
     else:
-        history = state.past.append(u_t[..., None])
-        taps = filter(history.length).flip(-1)
-        with torch.autocast(u_t.device.type, enabled=False):  # a sum over the whole context, in float32 at least
-            y = torch.einsum("bdt,dt->bd", history.view, taps.to(history.view.dtype)).to(u_t.dtype)
-        after = HistoryState(history)
-    return y + skip.to(y.dtype) * u_t, after
+        _check_length(filter, state.length + 1)
+        if isinstance(state.past, OnlineConv):
+            y, online = state.past.step(u_t)
+            after = HistoryState(online, state.length + 1)
+        else:
+            history = state.past.append(u_t[..., None])
+            kernel = taps(filter, history.length)
+            recent = history.view[..., -kernel.shape[1] :]
+            with torch.autocast(u_t.device.type, enabled=False):  # a sum over the context, in float32 at least
+                y = torch.einsum("bdt,dt->bd", recent, kernel.flip(-1).to(recent.dtype)).to(u_t.dtype)
+            after = HistoryState(_reachable(filter, history), state.length + 1)
+    return (y if skip is None else y + skip.to(y.dtype) * u_t), after
+
+
+def dense_kernel(filter: Any, L: int, skip: Tensor | None = None, reverse: Any = None) -> Tensor:
+    """The taps as a kernel (D, L), lag s at tap s, or (D, 2L - 1) with a `reverse` filter, lag s at tap L - 1 + s."""
+    kernel = nn.functional.pad(taps(filter, L), (0, L))[:, :L]
+    if skip is not None:
+        kernel = torch.cat([kernel[:, :1] + skip[:, None].to(kernel.dtype), kernel[:, 1:]], dim=1)
+    if reverse is None:
+        return kernel
+    behind = nn.functional.pad(taps(reverse, max(L - 1, 1)), (0, L))[:, : L - 1]
+    return torch.cat([behind.flip(-1), kernel], dim=1)
+
+
+def _reachable(filter: Any, history: GrowingBuffer) -> GrowingBuffer:
+    """Without the inputs that the filter has no taps for."""
+    finite = support(filter)
+    if finite is None or history.length < finite:
+        return history
+    return GrowingBuffer(history.view[..., history.length - (finite - 1) :], dim=-1)
 
 
 def _for_mode(filter: Any, state: Any) -> Any:
     """Fill in what a step needs of the parameters, or take it out if autograd must see how it is computed."""
     if torch.is_grad_enabled():
         if isinstance(state, HistoryState) and isinstance(state.past, OnlineConv):
-            return HistoryState(GrowingBuffer(state.past.inputs, dim=-1))
+            return HistoryState(GrowingBuffer(state.past.inputs, dim=-1), state.length)
         return state
     if isinstance(state, RecurrentState) and state.modes is None:
         return RecurrentState(state.state, Constant(filter.prepare_step()))
     if isinstance(state, HistoryState) and isinstance(state.past, GrowingBuffer):
-        return HistoryState(OnlineConv(filter(filter.max_length), state.past.view))
+        finite = support(filter)
+        kernel = filter(filter.max_length if finite is None else finite)
+        return HistoryState(OnlineConv(kernel, state.past.view), state.length)
     return state
 
 
@@ -150,5 +205,5 @@ def _constant(constant: Constant | None) -> Any:
 
 def _check_length(filter: Any, length: int) -> None:
     """Raise as the filter itself does: it was evaluated once, in full, and does not see this length."""
-    if length > filter.max_length:
+    if filter.max_length is not None and length > filter.max_length:
         raise ValueError(f"sequence of length {length} is longer than the filter's max_length = {filter.max_length}")
