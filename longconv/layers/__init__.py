@@ -10,11 +10,22 @@ from typing import Any
 
 from .attention import Attention
 from .base import Mixer
-from .convert import load_safari_state_dict
+from .convert import load_fairseq_conv_state_dict, load_safari_state_dict, load_tcn_state_dict
+from .dynamic_conv import DynamicConv
+from .global_conv import GlobalConv
 from .hyena import Hyena
+from .light_conv import LightConv
+from .tcn import TCN
 
 #: Every mixer that a model's pattern can name.
-LAYERS: dict[str, type[Mixer]] = {"attention": Attention, "hyena": Hyena}
+LAYERS: dict[str, type[Mixer]] = {
+    "attention": Attention,
+    "dynamicconv": DynamicConv,
+    "global_conv": GlobalConv,
+    "hyena": Hyena,
+    "lightconv": LightConv,
+    "tcn": TCN,
+}
 
 
 def check_mixer(name: str, options: Iterable[str] = ()) -> None:
@@ -36,4 +47,18 @@ def build_layer(name: str, channels: int, max_length: int | None = None, **optio
     return LAYERS[name](channels, max_length, **options)
 
 
-__all__ = ["LAYERS", "Attention", "Hyena", "Mixer", "build_layer", "check_mixer", "load_safari_state_dict"]
+__all__ = [
+    "LAYERS",
+    "TCN",
+    "Attention",
+    "DynamicConv",
+    "GlobalConv",
+    "Hyena",
+    "LightConv",
+    "Mixer",
+    "build_layer",
+    "check_mixer",
+    "load_fairseq_conv_state_dict",
+    "load_safari_state_dict",
+    "load_tcn_state_dict",
+]

@@ -48,8 +48,10 @@ def is_recurrent(filter: nn.Module) -> bool:
 
 
 def support(filter: Any) -> int | None:
-    """How many taps a filter has if that does not depend on the length, else None."""
-    return getattr(filter, "support", None)
+    """How many taps a filter has; None if it has as many as the longest sequence (which may be unlimited)."""
+    count: int | None = getattr(filter, "support", None)
+    limit: int | None = getattr(filter, "max_length", None)
+    return None if count is None or (limit is not None and count >= limit) else count
 
 
 def taps(filter: Any, L: int) -> Tensor:

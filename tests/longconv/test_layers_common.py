@@ -17,6 +17,24 @@ VARIANTS = {
     "hyena-order3": ("hyena", {"order": 3, "short_kernel": 4}),
     "hyena-modal": ("hyena", {"filter": {"name": "modal", "order": 4}}),
     "attention": ("attention", {"num_heads": 2}),
+    "global_conv": ("global_conv", {"filter": "hyena", "short_kernel": 3, "bias": True}),
+    "global_conv-modal": ("global_conv", {"filter": {"name": "modal", "order": 3}, "output": "linear"}),
+    "global_conv-two-sided": ("global_conv", {"filter": "hyena", "bidirectional": True, "activation": "silu"}),
+    "tcn": ("tcn", {"num_blocks": 2, "kernel_size": 3}),
+    "tcn-widths": ("tcn", {"hidden": [16, 12, 20], "dilation_growth": 3}),
+    "tcn-depthwise": ("tcn", {"num_blocks": 1, "kernel_size": 4, "depthwise": True}),
+    "tcn-1": ("tcn", {"num_blocks": 2, "kernel_size": 1}),
+    "tcn-lookahead": ("tcn", {"num_blocks": 2, "kernel_size": 3, "lookahead": 7}),
+    "lightconv": ("lightconv", {"kernel_size": 5, "num_heads": 4}),
+    "lightconv-1": ("lightconv", {"kernel_size": 1, "num_heads": 2, "conv_bias": True, "weight_softmax": False}),
+    "lightconv-two-sided": ("lightconv", {"kernel_size": 6, "num_heads": 2, "conv_channels": 8, "bidirectional": True}),
+    "dynamicconv": ("dynamicconv", {"kernel_size": 5, "num_heads": 4, "bias": True}),
+    "dynamicconv-1": ("dynamicconv", {"kernel_size": 1, "num_heads": 2, "glu": False, "weight_softmax": False}),
+    "dynamicconv-renorm": ("dynamicconv", {"kernel_size": 6, "num_heads": 2, "renorm_padding": True}),
+    "dynamicconv-two-sided": (
+        "dynamicconv",
+        {"kernel_size": 5, "num_heads": 2, "renorm_padding": True, "bidirectional": True},
+    ),
 }
 #: Layers that take one length only, and which test file has them instead.
 ELSEWHERE: dict[str, str] = {}

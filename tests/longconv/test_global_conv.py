@@ -1,0 +1,165 @@
+"""The layer around one long filter against its definition in float64, on either side of time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from numerics import assert_close
+from torch import nn
+
+from longconv.filters import Filter
+from longconv.layers import GlobalConv
+
+D, L = 6, 19
+FILTER = {"name": "hyena", "order": 8}
+
+
+def define(layer, x):
+    """Sums over lags, in float64."""
+    h = layer.long_filters[0](L).detach().double()
+    back = None if layer.causal else layer.long_filters[1](L).detach().double()
+    z = torch.zeros(x.shape[0], L, D, dtype=torch.float64)
+    x = x.double()
+    K = 0 if layer.short_weight is None else layer.short_weight.shape[1]
+    ahead = 0 if layer.causal else K // 2
+    for t in range(L):
+        for s in range(L):
+            if s <= t:
+                z[:, t] += h[:, t - s] * x[:, s]
+            elif back is not None:
+                z[:, t] += back[:, s - t - 1] * x[:, s]
+            if 0 <= t + ahead - s < K:
+                z[:, t] += layer.short_weight[:, t + ahead - s].detach().double() * x[:, s]
+        if layer.skip is not None:
+            z[:, t] += layer.skip.detach().double() * x[:, t]
+        if layer.bias is not None:
+            z[:, t] += layer.bias.detach().double()
+    z = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "none": lambda z: z}[layer.activation](z)
+    if layer.out_proj is None:
+        return z
+    z = z @ layer.out_proj.weight.detach().double().T + layer.out_proj.bias.detach().double()
+    if layer.output == "linear":
+        return z
+    return z[..., :D] * torch.sigmoid(z[..., D:])
+
+
+@pytest.mark.parametrize("short_kernel", [0, 4, 5])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["causal", "two-sided"])
+@pytest.mark.parametrize(
+    ("activation", "output", "skip", "bias"),
+    [("gelu", "glu", True, False), ("silu", "linear", False, True), ("relu", "none", True, True)],
+)
+def test_equals_definition(activation, output, skip, bias, bidirectional, short_kernel):
+    layer = GlobalConv(
+        D,
+        30,
+        filter=FILTER,
+        bidirectional=bidirectional,
+        skip=skip,
+        bias=bias,
+        short_kernel=short_kernel,
+        activation=activation,
+        output=output,
+    )
+    if bias:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(2, L, D)
+    assert_close(layer(x), define(layer, x))
+
+
+@pytest.mark.parametrize("short_kernel", [0, 4, 5])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["causal", "two-sided"])
+def test_equals_the_convolution_with_its_kernel(bidirectional, short_kernel):
+    options = {"filter": FILTER, "bidirectional": bidirectional, "short_kernel": short_kernel}
+    layer = GlobalConv(D, 30, activation="none", output="none", **options).double()
+    for length in (1, 2, L):
+        kernel, x = layer.kernel(length), torch.randn(2, length, D, dtype=torch.float64)
+        assert kernel.shape == (D, 2 * length - 1 if bidirectional else length)
+        y = torch.zeros_like(x)
+        for t in range(length):
+            for s in range(length):
+                if bidirectional or s <= t:
+                    y[:, t] += kernel[:, t - s + (length - 1 if bidirectional else 0)] * x[:, s]
+        assert_close(layer(x), y)
+
+
+class Taps(Filter):
+    """A filter of K taps, as one of finite support is."""
+
+    def __init__(self, taps):
+        super().__init__()
+        self.channels, self.max_length = taps.shape[0], None
+        self.taps = nn.Parameter(taps)
+
+    @property
+    def support(self):
+        return self.taps.shape[1]
+
+    def forward(self, L):
+        assert L <= self.support, "asked for more taps than there are"
+        return self.taps[:, :L]
+
+
+@pytest.mark.parametrize("short_kernel", [0, 5])
+@pytest.mark.parametrize("K", [1, 3, 7])
+def test_filters_of_few_taps_stream_without_limit_in_little_memory(K, short_kernel):
+    layer = GlobalConv(D, filter={"name": "modal", "order": 1}, short_kernel=short_kernel)
+    layer.long_filters[0] = Taps(torch.randn(D, K))
+    assert layer.receptive_field == max(K, short_kernel)
+    x = torch.randn(2, 300, D)
+    whole = layer(x).double()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y, state = layer(x[:, :100], return_state=True)
+            outputs = [y]
+            for t in range(100, 200):
+                y, state = layer.step(x[:, t], state)
+                outputs.append(y[:, None])
+            y, state = layer(x[:, 200:], state=state, return_state=True)
+            assert_close(torch.cat([*outputs, y], 1), whole, torch.float32)
+            if grad:
+                assert state.long.past.view.shape == (2, D, K - 1)
+            else:
+                assert state.long.past.inputs.shape == (2, D, K - 1)
+            assert state.long.length == 300
+
+
+def test_two_sided_fields():
+    layer = GlobalConv(D, filter={"name": "modal", "order": 1}, bidirectional=True, short_kernel=4)
+    assert (layer.receptive_field, layer.lookahead) == (None, None)
+    for forward, backward, field, ahead in [(5, 3, 8, 3), (1, 1, 4, 2), (2, 1, 4, 2), (2, 9, 11, 9)]:
+        layer.long_filters[0], layer.long_filters[1] = Taps(torch.randn(D, forward)), Taps(torch.randn(D, backward))
+        assert (layer.receptive_field, layer.lookahead) == (field, ahead)
+        x = torch.randn(1, 40, D, requires_grad=True)
+        reached = torch.autograd.grad(layer(x)[0, 20].sum(), x)[0][0].abs().sum(1) > 1e-5
+        assert reached.nonzero().flatten().tolist() == list(range(20 + ahead - field + 1, 20 + ahead + 1))
+
+
+def test_dropout_of_channels_is_the_same_at_all_times():
+    for tie in (False, True):
+        layer = GlobalConv(D, 30, filter=FILTER, activation="none", output="none", dropout=0.5, tie_dropout=tie)
+        x = torch.randn(50, L, D)
+        expected, y = layer.eval()(x), layer.train()(x)
+        kept = y != 0
+        assert_close(y[kept], 2 * expected[kept].double(), torch.float32)
+        assert 0.35 < kept.float().mean() < 0.65
+        assert bool((kept == kept[:, :1]).all()) == tie
+
+
+def test_options_are_checked():
+    for options, message in [
+        ({"activation": "tanh"}, "activation must be one of gelu, silu, relu, none, got 'tanh'"),
+        ({"output": "mlp"}, "output must be one of linear, glu, none, got 'mlp'"),
+        ({"short_kernel": -1}, "short_kernel must be at least 0, got -1"),
+        ({"filter": "fourier"}, "unknown filter 'fourier'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            GlobalConv(D, 30, **{"filter": FILTER, **options})
+
+
+def test_initialisation():
+    layer = GlobalConv(400, 8, filter=FILTER, short_kernel=5, bias=True)
+    assert 0.85 < layer.skip.std() < 1.15
+    assert not layer.bias.any()
+    assert 0.018 < layer.short_weight.std() < 0.022
+    assert layer.out_proj.weight.abs().max() <= 400**-0.5
+    assert abs(layer.out_proj.weight.std() * 1200**0.5 - 1) < 0.01
