@@ -4,6 +4,7 @@ Every function takes the layer, a state dict (of a whole model, if one likes) an
 raises ValueError if a tensor is missing, has another shape, or has no place in the layer.
 """
 
+from .fairseq import load_fairseq_conv_state_dict
 from .safari import load_safari_state_dict
 
-__all__ = ["load_safari_state_dict"]
+__all__ = ["load_fairseq_conv_state_dict", "load_safari_state_dict"]
