@@ -1,5 +1,6 @@
 """The public operators, re-exported from `longconv.kernels`. Channels first: (B, D, L)."""
 
+from longconv.kernels.dilated import DelayLines, dilated_conv, dilated_conv_step
 from longconv.kernels.fftconv import fft_conv
 from longconv.kernels.fftconv.conv2d import fft_conv2d
 from longconv.kernels.fftconv.mask import SpectrumMask, choose_mask
@@ -10,9 +11,12 @@ from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, m
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 __all__ = [
+    "DelayLines",
     "OnlineConv",
     "SpectrumMask",
     "choose_mask",
+    "dilated_conv",
+    "dilated_conv_step",
     "fft_conv",
     "fft_conv2d",
     "fft_conv_chunk",
