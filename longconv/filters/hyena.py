@@ -1,4 +1,7 @@
-"""The implicit long filter of Hyena (Poli et al. 2023, "Hyena Hierarchy", section 3.3 and appendix D)."""
+"""The implicit long filter of Hyena (Poli et al. 2023, "Hyena Hierarchy", section 3.3 and appendix D).
+
+With the windows of the authors' code (HazyResearch/safari and hyena-dna, `src/models/sequence/hyena.py`).
+"""
 
 import itertools
 import math
@@ -7,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Filter, filter_dtype
+from .base import Filter, check_sizes, filter_dtype, without_autocast
+from .window import decay_rates, exponential_window
 
 
 class HyenaFilter(Filter):
@@ -34,11 +38,15 @@ class HyenaFilter(Filter):
         target: see above; in (0, 1).
         shift: added to the window, so that it need not vanish.
         modulate: without it there is no window.
+        normalized: divide each tap by the sum of its magnitudes over the channels (so in the authors' code).
         lr, lr_pos_emb: learning rates of the network and of the features.
+        modulation_lr: learning rate of the window's decay rates `deltas`; 0 leaves them as they are, a buffer.
 
     Raises:
-        ValueError: `emb_dim` even or too small, or a size below 1.
+        ValueError: `emb_dim` even or too small, a size below 1, or a target that is not in (0, 1).
     """
+
+    max_length: int
 
     def __init__(
         self,
@@ -54,17 +62,23 @@ class HyenaFilter(Filter):
         target: float = 1e-2,
         shift: float = 0.0,
         modulate: bool = True,
+        normalized: bool = False,
         lr: float = 1e-3,
         lr_pos_emb: float = 1e-5,
+        modulation_lr: float = 0.0,
     ) -> None:
         super().__init__()
         if emb_dim < 3 or emb_dim % 2 == 0:
             raise ValueError(f"emb_dim must be odd and at least 3, got {emb_dim}")
-        if min(channels, max_length, order) < 1 or inner_layers < 0:
-            raise ValueError("channels, max_length and order must be at least 1, and inner_layers at least 0")
+        check_sizes(channels=channels, max_length=max_length, order=order)
+        if inner_layers < 0:
+            raise ValueError(f"inner_layers must not be negative, got {inner_layers}")
+        if not 0 < target < 1:
+            raise ValueError(f"target must be in (0, 1), got {target}")
         self.channels, self.max_length, self.w = channels, max_length, w
         self.fast_decay_pct, self.slow_decay_pct, self.target = fast_decay_pct, slow_decay_pct, target
-        self.shift, self.modulate = shift, modulate
+        self.shift, self.modulate, self.normalized = shift, modulate, normalized
+        self.lr, self.lr_pos_emb, self.modulation_lr = lr, lr_pos_emb, modulation_lr
         dtype = filter_dtype()
         self.z = nn.Parameter(torch.empty(max_length, emb_dim, dtype=dtype))
         self.freq = nn.Parameter(torch.empty(order, dtype=dtype))
@@ -72,11 +86,12 @@ class HyenaFilter(Filter):
         self.mlp = nn.ModuleList(nn.Linear(i, o, dtype=dtype) for i, o in itertools.pairwise(widths))
         self.mlp.append(nn.Linear(order, channels, bias=False, dtype=dtype))
         # A buffer in the checkpoint, not a formula: other implementations spread it over several filters, or train it.
-        self.register_buffer("deltas", torch.empty(channels, dtype=dtype))
-        self.deltas: Tensor
+        deltas = torch.empty(channels, dtype=dtype)
+        if modulation_lr > 0:
+            self.deltas: Tensor = nn.Parameter(deltas)
+        else:
+            self.register_buffer("deltas", deltas)
         self.reset_parameters()
-        for name, _ in self.named_parameters():
-            self.mark(name, lr=lr_pos_emb if name == "z" else lr, weight_decay=0.0)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -91,8 +106,10 @@ class HyenaFilter(Filter):
         for linear in self.mlp:
             assert isinstance(linear, nn.Linear)
             linear.reset_parameters()
-        slow, fast = (math.log(self.target) / pct for pct in (self.slow_decay_pct, self.fast_decay_pct))
-        self.deltas.copy_(torch.linspace(slow, fast, self.channels, dtype=torch.float64, device=device))
+        self.deltas.copy_(decay_rates(self.channels, self.fast_decay_pct, self.slow_decay_pct, self.target))
+        rates = {"z": self.lr_pos_emb, "deltas": self.modulation_lr}
+        for name, _ in self.named_parameters():
+            self.mark(name, lr=rates.get(name, self.lr), weight_decay=0.0)
 
     def forward(self, L: int) -> Tensor:
         """Return the first `L` taps, (channels, L) float32.
@@ -100,20 +117,20 @@ class HyenaFilter(Filter):
         Raises:
             ValueError: `L` is not in 1..max_length.
         """
-        if not 1 <= L <= self.max_length:
-            raise ValueError(f"L must be in 1..max_length = {self.max_length}, got {L}")
+        self.check_length(L)
         # Every sine amplifies rounding errors by about w: in float32 the published w = 14 loses two digits, and a short
         # kernel (another GEMM path) no longer equals the beginning of a longer one. The hidden layers are small.
         wide = self.z.dtype if self.z.device.type == "mps" else torch.float64
-        with torch.autocast(self.z.device.type, enabled=False):
+        with without_autocast(self.z.device):
             x = self.z[:L].to(wide)
             for hidden in self.mlp[:-1]:
                 assert isinstance(hidden, nn.Linear)
                 x = torch.sin(self.freq.to(wide) * F.linear(x, hidden.weight.to(wide), hidden.bias.to(wide)))
             h = self.mlp[-1](x.to(self.z.dtype)).mT
             if self.modulate:
-                t = torch.arange(L, dtype=h.dtype, device=h.device) / max(self.max_length - 1, 1)
-                h = h * (torch.exp(-t * self.deltas.abs()[:, None]) + self.shift)
+                h = h * exponential_window(self.deltas, L, self.max_length, self.shift)
+            if self.normalized:
+                h = h / h.abs().sum(dim=0)
         return h.contiguous()
 
     def extra_repr(self) -> str:

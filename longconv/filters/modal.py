@@ -6,28 +6,17 @@ models"); the modal form of a distilled filter is that of Massaroli et al. 2023 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
-
-from .base import Filter
+from .recurrent import Modes, RecurrentFilter, check_dt, init_log_dt
 
 # log of the decay rate that stands for lambda = 0: exp(-exp(10)) underflows to zero in every dtype.
 _LOG_DECAY_OF_ZERO = 10.0
 
 
-class Modes(NamedTuple):
-    """What one step of the recurrence needs: poles (D, N) complex, residues (D, N) complex, passthrough (D,) real."""
-
-    poles: Tensor
-    residues: Tensor
-    passthrough: Tensor
-
-
-class ModalFilter(Filter):
+class ModalFilter(RecurrentFilter):
     """D filters of N complex modes each, stable by construction, with the recurrence that computes the same.
 
     With dt = exp(log_dt):
@@ -70,8 +59,7 @@ class ModalFilter(Filter):
         super().__init__()
         if channels < 0 or order < 0:
             raise ValueError(f"channels and order must not be negative, got {channels} and {order}")
-        if not 0 < dt_min <= dt_max:
-            raise ValueError(f"expected 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+        check_dt(dt_min, dt_max)
         self.channels, self.order, self.dt_min, self.dt_max, self.lr = channels, order, dt_min, dt_max, lr
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -87,7 +75,7 @@ class ModalFilter(Filter):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise as S4D-Lin: continuous-time poles -1/2 + i pi n, random residues and pass-through."""
-        nn.init.uniform_(self.log_dt, math.log(self.dt_min), math.log(self.dt_max))
+        init_log_dt(self.log_dt, self.dt_min, self.dt_max)
         nn.init.constant_(self.log_decay, math.log(0.5))
         n = torch.arange(self.order, device=self.frequency.device, dtype=self.frequency.dtype)
         self.frequency.copy_(n.expand_as(self.frequency))
@@ -152,11 +140,6 @@ class ModalFilter(Filter):
         return module
 
     @property
-    def state_size(self) -> int:
-        """Real state variables of one channel: two for each complex mode, padding and real poles included."""
-        return 2 * self.order
-
-    @property
     def poles(self) -> Tensor:
         """(D, N) complex64 (complex128 for float64 parameters), |lambda| < 1. Computed in float64, differentiable."""
         dt = self.log_dt.double().exp()[:, None]
@@ -170,39 +153,18 @@ class ModalFilter(Filter):
         dt = self.log_dt.to(self._dtype).exp()[:, None]
         return dt * torch.view_as_complex(self.residue.to(self._dtype).contiguous())
 
-    def forward(self, length: int) -> Tensor:
-        """Return the kernel h_0 .. h_{length-1}: (D, length), float32 (float64 for float64 parameters)."""
-        return modal_kernel(*self.prepare_step(), length)
-
     def prepare_step(self) -> Modes:
         """Return the modes as tensors: compute them once, and give them to `step` for every token."""
         return Modes(self.poles, self.residues, self.passthrough.to(self._dtype))
 
-    def init_state(self, batch: int) -> Tensor:
-        """Return the zero state (batch, D, N), complex64 (complex128 for float64 parameters)."""
-        shape = (batch, self.channels, self.order)
-        return torch.zeros(shape, dtype=self._complex, device=self.log_dt.device)
-
-    def step(self, u_t: Tensor, state: Tensor, modes: Modes | None = None) -> tuple[Tensor, Tensor]:
-        """Advance by one input: u_t (B, D), state (B, D, N) -> y_t (B, D), new state. `modes` from `prepare_step`."""
-        return modal_step(u_t, *(modes or self.prepare_step()), state)
-
-    def scan(self, u: Tensor, state: Tensor | None = None, modes: Modes | None = None) -> tuple[Tensor, Tensor]:
-        """Run over u (B, D, L) from `state` (None: zeros): y (B, D, L) and the final state (B, D, N)."""
-        return modal_scan(u, *(modes or self.prepare_step()), state)
-
-    def final_state(self, u: Tensor, state: Tensor | None = None, modes: Modes | None = None) -> Tensor:
-        """Return only the state (B, D, N) after u (B, D, L): the prefill of a layer that convolves by FFT."""
-        return modal_state(u, (modes or self.prepare_step()).poles, state)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        # A model cast to bfloat16 must not run its recurrence in bfloat16.
-        return torch.float64 if self.log_dt.dtype == torch.float64 else torch.float32
-
     @property
     def _complex(self) -> torch.dtype:
         return torch.complex128 if self._dtype == torch.float64 else torch.complex64
+
+    @property
+    def _state_dtype(self) -> torch.dtype:
+        # The poles are given by parameters that round as much: distillation fits the residues to the rounded poles.
+        return self._complex
 
     def extra_repr(self) -> str:
         """Describe the sizes, for `repr`."""
