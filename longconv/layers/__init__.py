@@ -15,6 +15,7 @@ from .dynamic_conv import DynamicConv
 from .global_conv import GlobalConv
 from .hyena import Hyena
 from .light_conv import LightConv
+from .multi_hyena import MultiHyena
 from .tcn import TCN
 
 #: Every mixer that a model's pattern can name.
@@ -24,6 +25,7 @@ LAYERS: dict[str, type[Mixer]] = {
     "global_conv": GlobalConv,
     "hyena": Hyena,
     "lightconv": LightConv,
+    "multi_hyena": MultiHyena,
     "tcn": TCN,
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Hyena",
     "LightConv",
     "Mixer",
+    "MultiHyena",
     "build_layer",
     "check_mixer",
     "load_fairseq_conv_state_dict",

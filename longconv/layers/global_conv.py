@@ -190,10 +190,7 @@ class GlobalConv(Mixer):
         if self.bias is not None:
             z = z + self.bias.to(z.dtype)
         z = ACTIVATIONS[self.activation](z)
-        if self.tie_dropout and self.training:
-            z = z * self.dropout(torch.ones_like(z[:, :1]))
-        else:
-            z = self.dropout(z)
+        z = z * self.dropout(torch.ones_like(z[:, :1])) if self.tie_dropout else self.dropout(z)
         if self.out_proj is None:
             return z
         z = self.out_proj(z)

@@ -110,7 +110,8 @@ def long_conv(
             cu_seqlens=cu_seqlens,
         )
         return y, None
-    assert reverse is None and cu_seqlens is None
+    assert reverse is None
+    assert cu_seqlens is None
     v = u if pre_gate is None else pre_gate * u
     if state is None:
         after = init_long_state(filter, u.shape[0], u.dtype)

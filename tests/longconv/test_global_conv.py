@@ -95,7 +95,7 @@ class Taps(Filter):
         return self.taps.shape[1]
 
     def forward(self, L):
-        assert L <= self.support, "asked for more taps than there are"
+        assert self.support >= L, "asked for more taps than there are"
         return self.taps[:, :L]
 
 

@@ -17,6 +17,8 @@ VARIANTS = {
     "hyena-order3": ("hyena", {"order": 3, "short_kernel": 4}),
     "hyena-modal": ("hyena", {"filter": {"name": "modal", "order": 4}}),
     "attention": ("attention", {"num_heads": 2}),
+    "multi_hyena": ("multi_hyena", {"num_heads": 8, "filter": {"name": "hyena", "order": 8}}),
+    "multi_hyena-modal": ("multi_hyena", {"num_heads": 4, "filter": {"name": "modal", "order": 3}}),
     "global_conv": ("global_conv", {"filter": "hyena", "short_kernel": 3, "bias": True}),
     "global_conv-modal": ("global_conv", {"filter": {"name": "modal", "order": 3}, "output": "linear"}),
     "global_conv-two-sided": ("global_conv", {"filter": "hyena", "bidirectional": True, "activation": "silu"}),
