@@ -68,3 +68,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError, listing what there is, unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def clamp_straight_through(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp the value but not the gradient, so that a parameter beyond the limits finds its way back."""
+    return x + (x.clamp(low, high) - x).detach()

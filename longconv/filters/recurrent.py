@@ -26,9 +26,9 @@ class Modes(NamedTuple):
 class RecurrentFilter(Filter):
     """A filter of D channels with N complex modes each, which runs as a convolution and as a recurrence.
 
-    A subclass sets `channels` and `order` (N), and defines `prepare_step`. Its modes are complex128, and so is the state,
-    whatever the parameters: a pole rounded to complex64 is off by 3e-8 in every step, which a mode that lasts for
-    thousands of steps adds up to more than 1e-5. (`ModalFilter` says otherwise.)
+    A subclass sets `channels` and `order` (N), and defines `prepare_step`. Its modes are complex128, and so is the
+    state, whatever the parameters: a pole rounded to complex64 is off by 3e-8 in every step, which a mode that lasts
+    for thousands of steps adds up to more than 1e-5. (`ModalFilter` says otherwise.)
     """
 
     order: int
