@@ -1,7 +1,8 @@
 """Parameterisations of long filters: modules whose `forward(L)` gives a kernel (channels, L), tap s at lag s.
 
 A filter that can also run as a recurrence has `prepare_step`, `init_state`, `step`, `scan` and `final_state` as well
-(`ModalFilter` documents them). Filters know nothing of layers: skip weights, gates and masks are the layer's.
+(`RecurrentFilter` documents them). Filters know nothing of layers: skip weights, gates and masks are the layer's.
+`convert.py` fills filters from published weights, `plot.py` draws them.
 """
 
 import inspect
@@ -10,11 +11,30 @@ from typing import Any
 from torch import nn
 
 from .base import Filter, filter_dtype
+from .dcls import DCLSFilter
+from .ema import DampedEMA
+from .freeform import FreeFormFilter
 from .hyena import HyenaFilter
 from .modal import ModalFilter
+from .plot import plot_filter
+from .recurrent import Modes, RecurrentFilter
+from .rtf import RTFFilter
+from .s4d import S4DFilter
+from .sgconv import SGConvFilter
+from .smpconv import SMPConvFilter
 
 #: Every filter a layer's `filter=` can name.
-FILTERS: dict[str, type[nn.Module]] = {"hyena": HyenaFilter, "modal": ModalFilter}
+FILTERS: dict[str, type[nn.Module]] = {
+    "dcls": DCLSFilter,
+    "ema": DampedEMA,
+    "freeform": FreeFormFilter,
+    "hyena": HyenaFilter,
+    "modal": ModalFilter,
+    "rtf": RTFFilter,
+    "s4d": S4DFilter,
+    "sgconv": SGConvFilter,
+    "smpconv": SMPConvFilter,
+}
 
 
 def build_filter(spec: str | dict[str, Any], channels: int, max_length: int | None = None) -> nn.Module:
@@ -26,7 +46,7 @@ def build_filter(spec: str | dict[str, Any], channels: int, max_length: int | No
         max_length: the most taps there will be, for filters that have a limit.
 
     Raises:
-        ValueError: unknown name or option, or a filter that needs `max_length` without one.
+        ValueError: unknown name or option, an option missing, or a filter that needs `max_length` without one.
     """
     options: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = options.pop("name", None)
@@ -41,7 +61,26 @@ def build_filter(spec: str | dict[str, Any], channels: int, max_length: int | No
             raise ValueError(f"filter {name!r} needs max_length")
     if "dtype" in accepted:
         options.setdefault("dtype", filter_dtype())
+    needed = [o for o, parameter in accepted.items() if parameter.default is parameter.empty and o != "channels"]
+    if missing := [o for o in needed if o not in options]:
+        raise ValueError(f"filter {name!r} needs {', '.join(missing)}")
     return FILTERS[name](channels, **options)
 
 
-__all__ = ["FILTERS", "Filter", "HyenaFilter", "ModalFilter", "build_filter"]
+__all__ = [
+    "FILTERS",
+    "DCLSFilter",
+    "DampedEMA",
+    "Filter",
+    "FreeFormFilter",
+    "HyenaFilter",
+    "ModalFilter",
+    "Modes",
+    "RTFFilter",
+    "RecurrentFilter",
+    "S4DFilter",
+    "SGConvFilter",
+    "SMPConvFilter",
+    "build_filter",
+    "plot_filter",
+]
