@@ -136,9 +136,10 @@ def extend(
     """
     L = u.shape[-1]
     if past is None:
-        whole = F.pad(u, (width, 0))
-        if rest is not None:
-            whole[..., :width] = rest[..., None]
+        if rest is None:
+            whole = F.pad(u, (width, 0))
+        else:
+            whole = torch.cat([rest[..., None].expand(len(u), -1, width), u], dim=-1)
     elif keep and width > L and not torch.is_grad_enabled():
         grown = past.append(u)
         whole = grown.view[..., grown.length - width - L :].to(u.dtype)
