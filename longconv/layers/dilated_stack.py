@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from longconv.functional import dilated_conv
 from longconv.state import GrowingBuffer, LayerState
 
 from .base import Mixer, for_each_sequence, packed_lengths
@@ -100,7 +101,9 @@ class DilatedConv(nn.Module):
         weight, K, d = self.taps(), self.kernel_size, self.dilation
         L = whole.shape[-1] - self.width
         if whole.shape[-1] <= K * L:
-            return F.conv1d(whole, weight, self.bias, dilation=d, groups=len(weight) if self.depthwise else 1)
+            if self.depthwise:
+                return dilated_conv(whole, weight[:, 0].flip(-1), self.bias, dilation=d, padding="valid")
+            return F.conv1d(whole, weight, self.bias, dilation=d)
         # A step, or a chunk shorter than the gaps between taps: touch only the inputs under the taps.
         taps = torch.stack([whole[..., s * d : s * d + L] for s in range(K)], dim=2)  # (B, I, K, L)
         y = (weight[:, 0, :, None] * taps).sum(2) if self.depthwise else weight.flatten(1) @ taps.flatten(1, 2)
@@ -249,9 +252,19 @@ class StackMixer(Delayed, Mixer):
         cu_seqlens: Tensor | None = None,
         state: StackState | None = None,
         return_state: bool = False,
-        **inputs: Any,
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
+        return self._mix(x, mask, cu_seqlens, state, return_state)
+
+    def _mix(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        state: StackState | None,
+        return_state: bool,
+        **inputs: Any,
+    ) -> Any:
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
         if cu_seqlens is not None:
             return self._packed(x, cu_seqlens, **inputs)

@@ -101,8 +101,7 @@ class MicroTCNLayer(StackMixer):
         controls: Tensor | None = None,
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`. `controls` is (B, P) or None."""
-        options: dict[str, Any] = {"state": state, "return_state": return_state, "controls": controls}
-        return super().forward(x, mask=mask, cu_seqlens=cu_seqlens, **options)
+        return self._mix(x, mask, cu_seqlens, state, return_state, controls=controls)
 
     def _packed(self, x: Tensor, cu_seqlens: Tensor, **inputs: Any) -> Tensor:
         mix = self._packed_as_batch if self.training else super()._packed

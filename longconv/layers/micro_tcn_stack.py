@@ -196,11 +196,11 @@ class MicroTCNStack(nn.Module):
         if controls:
             layers = (nn.Linear(controls, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
             self.condition = nn.Sequential(*layers)
-        self.blocks = nn.ModuleList()
+        blocks = []
         for n in range(num_blocks):
             dilation = dilation_growth ** (n % stack_size)
             reach = (kernel_size - 1) * dilation
-            self.blocks.append(
+            blocks.append(
                 MicroTCNBlock(
                     in_channels if n == 0 else width,
                     width,
@@ -212,16 +212,21 @@ class MicroTCNStack(nn.Module):
                     lag=residual_lag if causal else reach - reach // 2,
                 )
             )
-        self.reach = sum(block.conv.width for block in self.blocks)
-        self.lookahead = 0 if causal else sum(block.lag for block in self.blocks)
+        self.reach = sum(block.conv.width for block in blocks)
+        self.lookahead = 0 if causal else sum(block.lag for block in blocks)
+        self.blocks = nn.ModuleList(blocks)
 
     def reset_parameters(self) -> None:
         """Initialise every part as torch does, which is what the authors' code leaves it at."""
-        for module in self.condition or ():
-            if isinstance(module, nn.Linear):
+        for module in self.modules():
+            if isinstance(module, nn.Linear | MicroTCNBlock):
                 module.reset_parameters()
+
+    def set_residual_lag(self, lag: int) -> None:
+        """Delay the residuals of all blocks by `lag` samples."""
         for block in self.blocks:
-            block.reset_parameters()
+            assert isinstance(block, MicroTCNBlock)
+            block.lag = lag
 
     def forward(
         self,

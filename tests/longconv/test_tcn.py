@@ -186,7 +186,7 @@ def test_lookahead_errors():
     with pytest.raises(ValueError, match="without samples"):
         layer.flush(type(state)(0))
     with pytest.raises(TypeError, match="no input controls"):
-        layer(torch.randn(1, 5, 4), controls=torch.zeros(1, 2))
+        layer.stream(torch.randn(1, 5, 4), controls=torch.zeros(1, 2))
 
 
 # ---- initialisation, options ---------------------------------------------------------------------------------------

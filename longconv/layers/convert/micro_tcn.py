@@ -45,8 +45,7 @@ def load_micro_tcn_state_dict(
     if published_lag:
         if not model.causal or model.stack.reach == 0:
             raise ValueError("published_lag is of causal models with more than one tap: others have none")
-        for block in model.stack.blocks:
-            block.lag = 1
+        model.stack.set_residual_lag(1)
     reader = Reader(state_dict, prefix)
     ignored = ["l1.", "stft."]
     if model.stack.condition is not None:
