@@ -8,14 +8,21 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from . import convert
 from .attention import Attention
 from .base import Mixer
-from .convert import load_fairseq_conv_state_dict, load_safari_state_dict, load_tcn_state_dict
+from .convert import *  # noqa: F403 (every converter)
 from .dynamic_conv import DynamicConv
 from .global_conv import GlobalConv
 from .hyena import Hyena
+from .hyena_nd import HyenaND
 from .light_conv import LightConv
+from .mega import Mega
+from .micro_tcn import MicroTCN, MicroTCNLayer
 from .multi_hyena import MultiHyena
+from .s4d import S4D
+from .sgconv import SGConv
+from .smpconv import SMPConv
 from .tcn import TCN
 
 #: Every mixer that a model's pattern can name.
@@ -24,8 +31,14 @@ LAYERS: dict[str, type[Mixer]] = {
     "dynamicconv": DynamicConv,
     "global_conv": GlobalConv,
     "hyena": Hyena,
+    "hyena_nd": HyenaND,
     "lightconv": LightConv,
+    "mega": Mega,
+    "micro_tcn": MicroTCNLayer,
     "multi_hyena": MultiHyena,
+    "s4d": S4D,
+    "sgconv": SGConv,
+    "smpconv": SMPConv,
     "tcn": TCN,
 }
 
@@ -50,18 +63,23 @@ def build_layer(name: str, channels: int, max_length: int | None = None, **optio
 
 
 __all__ = [
-    "LAYERS",
-    "TCN",
     "Attention",
     "DynamicConv",
     "GlobalConv",
     "Hyena",
+    "HyenaND",
+    "LAYERS",
     "LightConv",
+    "Mega",
+    "MicroTCN",
+    "MicroTCNLayer",
     "Mixer",
     "MultiHyena",
+    "S4D",
+    "SGConv",
+    "SMPConv",
+    "TCN",
     "build_layer",
     "check_mixer",
-    "load_fairseq_conv_state_dict",
-    "load_safari_state_dict",
-    "load_tcn_state_dict",
+    *convert.__all__,
 ]

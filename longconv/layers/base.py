@@ -116,6 +116,7 @@ class Mixer(nn.Module):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Any:
         """Return the state before the first sample, for inputs of `dtype` (default: the layer's)."""
+        self.check_causal()
         raise NotImplementedError
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -124,6 +125,7 @@ class Mixer(nn.Module):
         Raises:
             ValueError: x_t has the wrong shape, or `max_length` samples have been seen.
         """
+        self.check_causal()
         raise NotImplementedError
 
     def check_forward(

@@ -90,7 +90,7 @@ class LongConvPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LongConvBlock"]  # noqa: RUF012 (the type transformers declares)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = {"long_filters"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"long_filters", "nd_filters"}  # noqa: RUF012
     _supports_sdpa = True
     _is_stateful = True  # no assisted generation: a recurrence cannot take tokens back
 

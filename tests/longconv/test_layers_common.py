@@ -19,9 +19,19 @@ VARIANTS = {
     "attention": ("attention", {"num_heads": 2}),
     "multi_hyena": ("multi_hyena", {"num_heads": 8, "filter": {"name": "hyena", "order": 8}}),
     "multi_hyena-modal": ("multi_hyena", {"num_heads": 4, "filter": {"name": "modal", "order": 3}}),
+    "sgconv": ("sgconv", {"filter": {"name": "sgconv", "kernel_dim": 4}}),
+    "sgconv-two-sided": ("sgconv", {"bidirectional": True, "filter": {"name": "sgconv", "kernel_dim": 4}}),
+    "s4d": ("s4d", {"filter": {"name": "s4d", "state_size": 6}}),
+    "smpconv": ("smpconv", {"filter": {"name": "smpconv", "points": 5, "radius": 0.3}}),
+    "global_conv-freeform": ("global_conv", {}),
+    "global_conv-dcls": ("global_conv", {"filter": {"name": "dcls", "kernel_count": 3, "dilated_kernel_size": 7}}),
+    "global_conv-ema": ("global_conv", {"filter": {"name": "ema", "order": 4}, "output": "none"}),
     "global_conv": ("global_conv", {"filter": "hyena", "short_kernel": 3, "bias": True}),
     "global_conv-modal": ("global_conv", {"filter": {"name": "modal", "order": 3}, "output": "linear"}),
     "global_conv-two-sided": ("global_conv", {"filter": "hyena", "bidirectional": True, "activation": "silu"}),
+    "micro_tcn": ("micro_tcn", {"num_blocks": 3, "kernel_size": 3, "dilation_growth": 3}),
+    "micro_tcn-grouped": ("micro_tcn", {"num_blocks": 2, "kernel_size": 4, "dilation_growth": 2, "grouped": True}),
+    "micro_tcn-centred": ("micro_tcn", {"num_blocks": 2, "kernel_size": 4, "dilation_growth": 3, "causal": False}),
     "tcn": ("tcn", {"num_blocks": 2, "kernel_size": 3}),
     "tcn-widths": ("tcn", {"hidden": [16, 12, 20], "dilation_growth": 3}),
     "tcn-depthwise": ("tcn", {"num_blocks": 1, "kernel_size": 4, "depthwise": True}),
@@ -37,9 +47,14 @@ VARIANTS = {
         "dynamicconv",
         {"kernel_size": 5, "num_heads": 2, "renorm_padding": True, "bidirectional": True},
     ),
+    "mega": ("mega", {"chunk_size": 5, "ndim": 3}),
+    "mega-whole": ("mega", {"rel_pos_bias": "simple", "attention_activation": "laplace", "norm": "scalenorm"}),
+    # A field that begins with the chunk of the sample that the test of fields looks at: 9 - 1 = 2 (5 - 1) samples before.
+    "mega-truncated": ("mega", {"chunk_size": 5, "truncation": 6, "attention_activation": "relu2", "hdim": 12}),
+    "mega-two-sided": ("mega", {"chunk_size": 5, "rel_pos_bias": "simple", "norm": "layernorm", "bidirectional": True}),
 }
 #: Layers that take one length only, and which test file has them instead.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE: dict[str, str] = {"hyena_nd": "test_hyena_nd.py"}
 
 
 def build(variant, channels=D, max_length=M, **options):
