@@ -7,7 +7,7 @@
 Triton is imported when it is needed, so that importing this folder needs torch alone.
 """
 
-from .aot import TARGETS, Case, CompileReport, Target, compile_all, compile_kernel, table
+from .aot import TARGETS, Case, CompileReport, Target, case_of, compile_all, compile_kernel, table
 from .choose import Config, bucket, choose
 from .device import interpreting, on_device_of, shared_memory_limit, triton_available, triton_unavailable
 
@@ -18,6 +18,7 @@ __all__ = [
     "Config",
     "Target",
     "bucket",
+    "case_of",
     "choose",
     "compile_all",
     "compile_kernel",

@@ -5,6 +5,7 @@ under `TRITON_INTERPRET=1` as well. Triton keeps what it compiled on disk: a sec
 """
 
 import importlib
+import inspect
 import os
 import pickle
 import re
@@ -16,11 +17,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from .choose import Config
 from .device import interpreting
 
 KB = 1024
 # Tensor-core instructions as they are spelled in PTX (Ampere, Hopper, Blackwell) and in AMD's assembly.
 MATMUL = re.compile(r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma_)", re.MULTILINE)
+
+_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Case:
     Args:
         kernel: "package.module:function".
         signature: type of each argument that is no constant, as Triton writes it: "*fp32", "i64". With ":16" behind,
-            its value (or address) is a multiple of 16, as it is for tensors that PyTorch allocates.
+            its value (or address) is a multiple of 16, as it is for tensors that PyTorch allocates; with ":1" it is 1.
+            A launch compiles for these two anew, unless the kernel says `do_not_specialize`.
         constexprs: value of every other argument.
         num_warps: warps of a block.
         num_stages: stages of the loops that are pipelined.
@@ -123,12 +140,15 @@ def compile_kernel(
     wrong = sorted(set(names) ^ (set(signature) | set(constexprs))) or sorted(set(signature) & set(constexprs))
     if wrong:
         raise ValueError(f"every argument of {kernel.__name__} needs a type or a value, not both; see {wrong}")
-    types, attributes = {}, {}
-    for i, name in enumerate(names):
-        types[name], _, multiple = signature.get(name, "constexpr").partition(":")
-        if multiple:
-            attributes[(i,)] = [["tt.divisibility", int(multiple)]]
-    source = ASTSource(kernel, types, dict(constexprs), attributes)
+    types, constants, attributes = {}, dict(constexprs), {}
+    for i, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
+        types[name], _, known = signature.get(name, "constexpr").partition(":")
+        if known and not parameter.do_not_specialize:
+            if known == "1":
+                types[name], constants[name] = "constexpr", 1
+            else:
+                attributes[(i,)] = [["tt.divisibility", int(known)]]
+    source = ASTSource(kernel, types, constants, attributes)
     gpu = GPUTarget(target.backend, target.arch, target.warp_size)
     compiler_options = {"num_warps": num_warps, "num_stages": num_stages, **(options or {})}
     compiled = triton.compile(source, target=gpu, options=compiler_options)
@@ -149,6 +169,29 @@ def compile_kernel(
         spill_bytes=spills,
         matmuls=len(MATMUL.findall(text)),
     )
+
+
+def case_of(kernel: Any, arguments: Mapping[str, Any], config: Config, label: str = "") -> Case:
+    """Return what the launch of a kernel with these arguments compiles.
+
+    Args:
+        kernel: a function made by `triton.jit`, at the top level of a module that can be imported.
+        arguments: by name: tensors, numbers and None, the values of a launch.
+        config: constants, warps and stages.
+        label: see `Case`.
+    """
+    signature, constexprs = {}, dict(config.constants)
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            signature[name] = "*" + _TYPES[value.dtype] + (":16" if value.data_ptr() % 16 == 0 else "")
+        elif isinstance(value, int) and not isinstance(value, bool) and name not in _constants(kernel):
+            known = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
+            signature[name] = ("i32" if -(2**31) <= value < 2**31 else "i64") + known
+        else:
+            constexprs[name] = value
+    function = kernel.fn
+    place = f"{function.__module__}:{function.__name__}"
+    return Case(place, signature, constexprs, config.num_warps, config.num_stages, label or function.__name__)
 
 
 def compile_all(
@@ -233,6 +276,12 @@ def _cuda_resources(cubin: bytes) -> tuple[int, int]:
         command = [str(tool), "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return _number(r"REG:(\d+)", text), _number(r"STACK:(\d+)", text) + _number(r"LOCAL:(\d+)", text)
+
+
+def _constants(kernel: Any) -> set[str]:
+    """Names of the arguments that are constants of the program."""
+    parameters = inspect.signature(kernel.fn).parameters.values()
+    return {p.name for p in parameters if "constexpr" in str(p.annotation)}
 
 
 def _number(pattern: str, text: str) -> int:

@@ -23,7 +23,7 @@ from .device import shared_memory_limit
 
 SHIPPED = Path(__file__).with_name("tuned.json")
 # What the files of the cache hold, None where there is none: read once in a process, kept if it cannot be written.
-_measured: dict[Path, dict[str, Any] | None] = {}
+_measured: dict[tuple[str | None, str, str], dict[str, Any] | None] = {}
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,19 @@ def choose(
         return fitting[0]
     place = device_key(device)
     entry = "-".join(map(str, (kernel, *traits, bucket(length))))
-    path = cache_folder() / place / _file_name(entry)
-    known = _measured[path] if path in _measured else _measured.setdefault(path, _read(path, entry))
+    key = (os.environ.get("LONGCONV_CACHE"), place, entry)
+    if key not in _measured:
+        _measured[key] = _read(_path(place, entry), entry)
+    known = _measured[key]
     if known is None and os.environ.get("LONGCONV_TUNE") == "1" and run is not None and not _capturing(device):
-        known = _measured[path] = _describe(_fastest(fitting, run, timer or _bench))
-        _write(path, {"entry": entry, "config": known})
+        known = _measured[key] = _describe(_fastest(fitting, run, timer or _bench))
+        _write(_path(place, entry), {"entry": entry, "config": known})
     if known is None:
         known = _shipped().get(place, {}).get(entry)
     return next((config for config in fitting if _describe(config) == known), fitting[0])
 
 
+@functools.cache
 def device_key(device: torch.device) -> str:
     """Name a kind of device by what it can do: backend, capability, number of processors, shared memory in KB."""
     if device.type == "cpu":
@@ -141,8 +144,8 @@ def _read(path: Path, entry: str) -> dict[str, Any] | None:
     return None
 
 
-def _file_name(entry: str) -> str:
-    return hashlib.sha256(entry.encode()).hexdigest()[:24] + ".json"
+def _path(place: str, entry: str) -> Path:
+    return cache_folder() / place / (hashlib.sha256(entry.encode()).hexdigest()[:24] + ".json")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -39,6 +39,11 @@ def triton_available(device: torch.device) -> bool:
     return triton_unavailable(device) is None
 
 
+# What `torch.compiler.assume_constant_result` does, which would import all of dynamo now: the answer is a constant of a
+# compiled graph, like the device.
+triton_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def shared_memory_limit(device: torch.device) -> int:
     """Return the shared memory (LDS on AMD) that one block may use on this device, in bytes.
 

@@ -149,6 +149,7 @@ class Properties:
 )
 def test_shared_memory_is_asked_of_the_device(monkeypatch, properties, limit):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    choose_module.device_key.cache_clear()
     assert gpu.shared_memory_limit(torch.device("cuda", 0)) == limit
     assert choose_module.device_key(torch.device("cuda", 0)).endswith(f"9.0-132-{limit // KB}")
 
