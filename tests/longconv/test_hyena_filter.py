@@ -7,7 +7,7 @@ import pytest
 import torch
 from numerics import assert_close
 
-from longconv.filters import FILTERS, HyenaFilter, ModalFilter, build_filter
+from longconv.filters import HyenaFilter
 
 
 def define(f, L):
@@ -28,12 +28,20 @@ def define(f, L):
             delta = slow + (fast - slow) * d / (D - 1)
             window = math.exp(-t / (M - 1) * abs(delta)) + f.shift
             h[d, t] = x[d] * (window if f.modulate else 1.0)
+    if f.normalized:  # safari: over the channels
+        h /= np.abs(h).sum(axis=0, keepdims=True)
     return torch.from_numpy(h)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"emb_dim": 33, "w": 14.0}, {"modulate": False}, {"shift": 0.05, "inner_layers": 0, "order": 16}],
+    [
+        {},
+        {"emb_dim": 33, "w": 14.0},
+        {"modulate": False},
+        {"shift": 0.05, "inner_layers": 0, "order": 16},
+        {"normalized": True, "modulation_lr": 1e-3},
+    ],
     ids=str,
 )
 def test_equals_definition(options):
@@ -83,6 +91,12 @@ def test_optimiser_options():
     rest = {name: p._optim for name, p in f.named_parameters() if name != "z"}
     assert set(map(str, rest.values())) == {str({"lr": 2e-3, "weight_decay": 0.0})}
     assert "freq" in rest
+    assert "deltas" not in rest
+    trained = HyenaFilter(4, 10, modulation_lr=5e-4)
+    assert trained.deltas._optim == {"lr": 5e-4, "weight_decay": 0.0}
+    trained(10).sum().backward()
+    assert trained.deltas.grad.any()
+    assert trained.state_dict().keys() == f.state_dict().keys()
 
 
 def test_half_precision_casts_leave_it_alone_and_autocast_too():
@@ -108,17 +122,3 @@ def test_state_dict_round_trip_from_the_meta_device():
         g = HyenaFilter(4, 10, emb_dim=5)
     g.load_state_dict(f.state_dict(), assign=True)
     assert torch.equal(f(10), g(10))
-
-
-def test_build_filter():
-    assert set(FILTERS) == {"hyena", "modal"}
-    assert isinstance(build_filter("hyena", 4, 10), HyenaFilter)
-    modal = build_filter({"name": "modal", "order": 3}, 4)
-    assert isinstance(modal, ModalFilter)
-    assert modal.order == 3
-    with pytest.raises(ValueError, match=r"unknown filter 'sgconv'; known: hyena, modal$"):
-        build_filter("sgconv", 4)
-    with pytest.raises(ValueError, match="has no option embdim"):
-        build_filter({"name": "hyena", "embdim": 3}, 4, 10)
-    with pytest.raises(ValueError, match="needs max_length"):
-        build_filter("hyena", 4)
