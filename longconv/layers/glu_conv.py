@@ -14,7 +14,7 @@ from .base import Mixer
 
 @dataclass
 class GLUConvState(LayerState):
-    """`inputs` (B, C, K-1): the convolution's last. `real` (B, K-1) bool: which of them are samples, if that matters."""
+    """`inputs` (B, C, K-1): the convolution's last. `real` (B, K-1): which of them are samples, if that matters."""
 
     inputs: Tensor
     real: Tensor | None = None

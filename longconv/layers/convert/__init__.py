@@ -5,6 +5,7 @@ raises ValueError if a tensor is missing, has another shape, or has no place in 
 """
 
 from .fairseq import load_fairseq_conv_state_dict
+from .mega import load_mega_state_dict
 from .safari import load_safari_state_dict
 
-__all__ = ["load_fairseq_conv_state_dict", "load_safari_state_dict"]
+__all__ = ["load_fairseq_conv_state_dict", "load_mega_state_dict", "load_safari_state_dict"]

@@ -12,7 +12,7 @@ The prefix is that of an encoder or decoder layer, e.g. `"decoder.layers.0."`.
 
 Norms, the attention over the encoder and the feed-forward part of the layer are not the mixer's, and are not read.
 Settings that no tensor tells must agree: `weight_softmax`, `renorm_padding`, and which side is padded. A decoder layer
-is causal; an encoder layer is `bidirectional`, and has an odd kernel size (fairseq's padding of even ones does not run).
+is causal; an encoder layer is `bidirectional`, and has an odd kernel size (fairseq's padding of even ones fails).
 Not representable: DynamicConv's `in_proj=True` and `query_size`, which fairseq's own models do not use.
 """
 
