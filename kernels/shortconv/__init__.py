@@ -1,12 +1,14 @@
 """Short depthwise convolution, causal or centred: `short_conv`, and `short_conv_step` for one sample at a time.
 
 reference.py defines it in float64; direct.py evaluates it and its weight gradient; op.py makes that a PyTorch
-operator; packed.py keeps packed sequences apart. Imports torch only. Long kernels (FFT): `longconv.kernels.fftconv`.
+operator; packed.py keeps packed sequences apart; composite.py adds gates. On a GPU all of it is one pass over memory:
+fused_op.py is that operator, triton_launch.py and triton_short.py do the work. Imports torch, and triton lazily. Long
+kernels (FFT): `longconv.kernels.fftconv`.
 
-Forward it is grouped `conv1d`, which no form tried here beats: K shifted multiply-adds, or products with Toeplitz
-blocks (3.9 / 3.4 / 8.3 / 48 ms at K = 16 / 32 / 64 / 128, against 2.5 / 2.1 / 3.2 / 4.9). Backward, autograd of
-`conv1d` is the best for few taps, and from K = 8 on the operator is, with a gradient of the taps of its own. Forward +
-backward of (4, 256, 1024), float32, AMD EPYC, CPU time of one core in ms, median of interleaved runs on a busy machine:
+On a CPU, forward it is grouped `conv1d`, which no form tried here beats: K shifted multiply-adds, or products with
+Toeplitz blocks (3.9 / 3.4 / 8.3 / 48 ms at K = 16 / 32 / 64 / 128, against 2.5 / 2.1 / 3.2 / 4.9). Backward, autograd
+of `conv1d` is the best for few taps, and from K = 8 on the operator is, with a gradient of the taps of its own. Forward
++ backward of (4, 256, 1024), float32, AMD EPYC, CPU time of one core in ms, median of interleaved runs on a busy machine:
 
     K                                        3      8     16     64    128
     conv1d's autograd                      4.4   17.9   23.3   55.0  109.0
@@ -21,10 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longconv.kernels.gpu import interpreting
+
 from . import direct, packed
+from .composite import composite
+from .fused_op import gated_short_conv_op, unsuitable
 from .op import lower, short_conv_op
 from .reference import short_conv_reference
 
+IMPLEMENTATIONS = ("auto", "torch", "triton")
 # The operator is taken on a CPU from so many taps and B D L K products on. Below, its calls (about 0.3 ms forward and
 # backward) cost more than it saves.
 OPERATOR_TAPS = 8
@@ -42,6 +49,9 @@ def short_conv(
     state: Tensor | None = ...,
     return_state: Literal[False] = ...,
     cu_seqlens: Tensor | None = ...,
+    pre_gate: Tensor | None = ...,
+    post_gate: Tensor | None = ...,
+    impl: str = ...,
 ) -> Tensor: ...
 @overload
 def short_conv(
@@ -54,6 +64,9 @@ def short_conv(
     state: Tensor | None = ...,
     return_state: Literal[True],
     cu_seqlens: Tensor | None = ...,
+    pre_gate: Tensor | None = ...,
+    post_gate: Tensor | None = ...,
+    impl: str = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def short_conv(
     u: Tensor,
@@ -65,17 +78,20 @@ def short_conv(
     state: Tensor | None = None,
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    pre_gate: Tensor | None = None,
+    post_gate: Tensor | None = None,
+    impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Depthwise convolution with a few taps per channel.
 
-    ::
+    With ``v = pre_gate * u``::
 
-        y[b,d,t] = act(bias[d] + sum_{s=0}^{K-1} weight[d,s] u[b,d,t+a-s]),    a = 0 (causal) or K // 2 (same)
+        y[b,d,t] = post_gate[b,d,t] * act(bias[d] + sum_{s=0}^{K-1} weight[d,s] v[b,d,t+a-s])
 
-    where u is zero outside 0 ... L-1. Tap s = a is lag 0. Causal taps are those of `fft_conv`; "same" centres them,
-    and for even K the extra tap looks ahead: `K//2` samples ahead, `K//2 - 1` back. `torch.nn.Conv1d(D, D, K,
-    padding="same", groups=D)` does the same with its taps in reverse order: its `weight[:, 0].flip(-1)` is `weight`
-    here.
+    where a = 0 (causal) or K // 2 (same), and v is zero outside 0 ... L-1. Tap s = a is lag 0. Causal taps are those of
+    `fft_conv`; "same" centres them, and for even K the extra tap looks ahead: `K//2` samples ahead, `K//2 - 1` back.
+    `torch.nn.Conv1d(D, D, K, padding="same", groups=D)` does the same with its taps in reverse order: its
+    `weight[:, 0].flip(-1)` is `weight` here.
 
     Any K works, and cost grows with it: on a CPU `fft_conv` is faster from about K = 128 on, with gradients from about
     64 on, and three times as fast at K = 768, for (8, 64, 4096).
@@ -86,23 +102,31 @@ def short_conv(
         bias: (D,) or None.
         padding: `"causal"` or `"same"`.
         activation: None or `"silu"`.
-        state: (B, D, K-1), the inputs just before u, oldest first; None means zeros. Causal only.
-        return_state: also return the last K-1 inputs, to be the `state` of the next chunk. Causal only.
+        state: (B, D, K-1), the v just before u, oldest first; None means zeros. Causal only.
+        return_state: also return the last K-1 samples of v, to be the `state` of the next chunk. Causal only.
         cu_seqlens: (N+1,) int32 or int64, boundaries of sequences packed in u, where B = 1: sequence i is
             `u[..., cu_seqlens[i]:cu_seqlens[i+1]]`, may be empty, and is convolved as if it were alone. The cost is
             that of L + N (K-1) samples. The values are read and checked, which waits for a GPU.
+        pre_gate: (B, D, L), multiplies the input.
+        post_gate: (B, D, L), multiplies the output.
+        impl: "torch"; "triton" (one pass over memory forward, and one backward up to 4 taps; on a GPU, or anywhere
+            under `TRITON_INTERPRET=1`); "auto" takes Triton for tensors on a GPU where it can: float32 or half
+            precision, K <= 128, no transformation of torch.func and no forward mode.
 
     Returns:
         y (B, D, L) in the dtype of u, or `(y, state)` with state (B, D, K-1) in the dtype of u. Arithmetic is in the
         wider of u's and weight's dtype, at least float32. Under autocast u takes the autocast dtype, and weight and
-        bias keep theirs.
+        bias keep theirs; the gates are lowered with u.
 
     Raises:
         ValueError: naming the argument whose shape, device or value does not fit; `state`, `return_state` with
-            `padding="same"` or `cu_seqlens`.
+            `padding="same"` or `cu_seqlens`; `impl="triton"` where Triton cannot do it, with the reason.
         TypeError: for a tensor that is not floating point, or `cu_seqlens` that is not integer.
     """
     _check(u, weight, bias, activation, "u", 3)
+    _check_gates(u, pre_gate, post_gate)
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
     if padding not in ("causal", "same"):
         raise ValueError(f"padding must be 'causal' or 'same'; got {padding!r}")
     L, K = u.shape[2], weight.shape[1]
@@ -111,7 +135,7 @@ def short_conv(
     right = K // 2 if padding == "same" else 0
     left = K - 1 - right
     silu = activation == "silu"
-    u = _autocast(u)
+    u, pre_gate, post_gate = _autocast(u), _autocast(pre_gate), _autocast(post_gate)
     if state is not None or return_state:
         name = "state" if state is not None else "return_state"
         if padding != "causal":
@@ -120,22 +144,19 @@ def short_conv(
             raise ValueError(f"{name} cannot be combined with cu_seqlens: packed sequences are whole")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, u)
-        if K == 1:
-            return _convolve(u, weight, bias, 0, 0, silu)
-        y = _convolve(u, weight, bias, left, right + 1, silu)  # one sample more, for `separate` to write to
-        return packed.separate(
-            y, u, cu_seqlens, left, right, lambda x, before, behind: _convolve(x, weight, bias, before, behind, silu)
-        )
     if state is not None:
         _check_state(state, u, K)
-        u = torch.cat([state.to(u.dtype), u], dim=-1)
-        left = 0
-    y = _convolve(u, weight, bias, left, right, silu)
+        v = u if pre_gate is None else (u * pre_gate).to(u.dtype)
+        u, pre_gate, left = torch.cat([state.to(u.dtype), v], dim=-1), None, 0
+    arguments = (u, weight, bias, pre_gate, post_gate, cu_seqlens, left, right, silu)
+    fused = _takes_triton(impl, u, weight, bias, pre_gate, post_gate)
+    y = gated_short_conv_op(*arguments) if fused else composite(_convolve, *arguments)
     if not return_state:
         return y
     # K-1 samples from the end, zeros before the beginning. `pad` copies: a view would keep the whole chunk in memory
     # for as long as the state lives.
-    return y, F.pad(u, (K - 1 - u.shape[-1], 0))
+    last = F.pad(u, (K - 1 - u.shape[-1], 0))
+    return y, last if pre_gate is None else (last * F.pad(pre_gate, (K - 1 - u.shape[-1], 0))).to(u.dtype)
 
 
 def short_conv_step(
@@ -196,8 +217,23 @@ def _operator_pays(u: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return differentiable and u.numel() * weight.shape[1] >= OPERATOR_PRODUCTS
 
 
-def _autocast(u: Tensor) -> Tensor:
-    return lower(u) if torch.is_autocast_enabled(u.device.type) else u
+def _takes_triton(impl: str, u: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    if impl == "torch" or (
+        impl == "auto" and (u.device.type != "cuda" or interpreting() or torch.compiler.is_exporting())
+    ):
+        return False
+    reason = unsuitable(u, weight, *others)
+    if reason is not None and impl == "triton":
+        raise ValueError(f"impl='triton' is not possible here: {reason}")
+    return reason is None
+
+
+@overload
+def _autocast(x: Tensor) -> Tensor: ...
+@overload
+def _autocast(x: Tensor | None) -> Tensor | None: ...
+def _autocast(x: Tensor | None) -> Tensor | None:
+    return lower(x) if x is not None and torch.is_autocast_enabled(x.device.type) else x
 
 
 def _check(u: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, name: str, ndim: int) -> None:
@@ -215,6 +251,14 @@ def _check(u: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
             _check_kind(argument, x, name, u)
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be None or 'silu'; got {activation!r}")
+
+
+def _check_gates(u: Tensor, pre_gate: Tensor | None, post_gate: Tensor | None) -> None:
+    for name, gate in (("pre_gate", pre_gate), ("post_gate", post_gate)):
+        if gate is not None:
+            if gate.shape != u.shape:
+                raise ValueError(f"{name} must have the shape of u, {tuple(u.shape)}; got {tuple(gate.shape)}")
+            _check_kind(name, gate, "u", u)
 
 
 def _check_kind(argument: str, x: Tensor, name: str, u: Tensor) -> None:

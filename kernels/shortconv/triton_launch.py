@@ -13,6 +13,7 @@ from torch import Tensor
 from longconv.kernels.gpu import Config, bucket, choose, on_device_of
 
 from . import triton_short as kernels
+from .layout import channels_last, laid_out_as
 
 # Programs that share the sum over time of the gradients of taps and bias: enough for the largest GPUs. It does not
 # depend on the device, so neither does the order of the sum.
@@ -100,18 +101,6 @@ def backward(
     return [u.new_empty(0) if x is None or not need else x for x, need in zip(grads, needs, strict=True)]
 
 
-def laid_out_as(x: Tensor, length: int) -> Tensor:
-    """Return an empty (B, D, length) tensor of x's dtype: dense, channels last if x is."""
-    B, D, _ = x.shape
-    if _channels_last(x):
-        return torch.empty((B, length, D), dtype=x.dtype, device=x.device).mT
-    return torch.empty((B, D, length), dtype=x.dtype, device=x.device)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return x.stride(1) == 1 and x.stride(2) != 1
-
-
 def _strided(x: Tensor | None) -> tuple[Any, ...] | None:
     return None if x is None else (x, *x.stride())
 
@@ -185,17 +174,17 @@ def _choose(
     start: Callable[[Config], object],
 ) -> Config:
     u, (_, D, T) = arguments["u"][0], shape
-    last = _channels_last(u)
+    last = channels_last(u)
     traits = (str(u.dtype).removeprefix("torch."), bucket(D), *constants.values(), "last" if last else "first")
     return choose(kernel.fn.__name__, T, traits, _candidates(D, T, last, constants), u.device, start)
 
 
-def _candidates(D: int, T: int, channels_last: bool, constants: dict[str, Any]) -> list[Config]:
-    """Tiles: long in time if that is contiguous, about square if channels are, since outputs are the other way round."""
+def _candidates(D: int, T: int, last: bool, constants: dict[str, Any]) -> list[Config]:
+    """Tiles: long in time if that is contiguous; about square if channels are, since y is the other way round."""
     found = []
     for elements, warps in TILES:
         size = elements * warps
-        BD = min(bucket(D), 32) if channels_last else min(bucket(D), max(size // 512, size // bucket(T)))
+        BD = min(bucket(D), 32) if last else min(bucket(D), max(size // 512, size // bucket(T)))
         tile = {"BD": BD, "BL": min(bucket(T), max(1, size // BD))}
         # A tile that is turned round passes through shared memory, as float32 at most and padded.
         found.append(Config(constants | tile, num_warps=warps, num_stages=1, shared_bytes=8 * BD * tile["BL"]))

@@ -19,6 +19,10 @@ A tensor (B, D, L) comes with its strides, (pointer, b, d, t), the taps as (poin
 `bounds` (2, L) holds the first sample and the one past the last of the packed sequence that each sample belongs to.
 """
 
+# Types are Triton's business here, and its tuples grow by addition only.
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
+# ruff: noqa: RUF005
+
 import triton
 import triton.language as tl
 

@@ -1,0 +1,17 @@
+"""How the gradient of an activation (B, D, L) lies in memory."""
+
+import torch
+from torch import Tensor
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of a sample lie beside each other, as a linear layer leaves them."""
+    return x.stride(1) == 1 and x.stride(2) != 1
+
+
+def laid_out_as(x: Tensor, length: int) -> Tensor:
+    """Return an empty (B, D, length) tensor of x's dtype: dense, channels last if x is."""
+    B, D, _ = x.shape
+    if channels_last(x):
+        return torch.empty((B, length, D), dtype=x.dtype, device=x.device).mT
+    return torch.empty((B, D, length), dtype=x.dtype, device=x.device)
