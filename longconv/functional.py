@@ -7,6 +7,7 @@ from longconv.kernels.fftconv.mask import SpectrumMask, choose_mask
 from longconv.kernels.fftconv.online import OnlineConv
 from longconv.kernels.fftconv.sparse import fft_conv_sparse
 from longconv.kernels.fftconv.stream import fft_conv_chunk
+from longconv.kernels.multires import multires_conv, multires_kernel, multires_levels, multires_state, multires_step
 from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
@@ -25,6 +26,11 @@ __all__ = [
     "modal_scan",
     "modal_state",
     "modal_step",
+    "multires_conv",
+    "multires_kernel",
+    "multires_levels",
+    "multires_state",
+    "multires_step",
     "short_conv",
     "short_conv_step",
 ]

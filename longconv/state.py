@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from longconv.functional import OnlineConv
+from longconv.functional import DelayLines, OnlineConv
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class GrowingBuffer:
 def map_tensors(state: Any, fn: Callable[[Tensor], Tensor], *, constants: bool = False) -> Any:
     """Apply `fn` to every tensor of a state; inside a `Constant` only if `constants`.
 
-    Goes through tuples, named tuples, lists, dicts, dataclasses, `GrowingBuffer`s and `OnlineConv`s (whose taps are
-    constants); other values are kept.
+    Goes through tuples, named tuples, lists, dicts, dataclasses, `GrowingBuffer`s, `DelayLines` and `OnlineConv`s
+    (whose taps are constants); other values are kept.
     """
 
     def go(value: Any) -> Any:
         if isinstance(value, Tensor):
             return fn(value)
-        if isinstance(value, GrowingBuffer):
+        if isinstance(value, GrowingBuffer | DelayLines):
             return value.map(fn)
         if isinstance(value, OnlineConv):
             return value.map(fn, constants=constants)

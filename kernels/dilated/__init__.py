@@ -108,7 +108,7 @@ def dilated_conv(
     L, reach = u.shape[2], (k.shape[1] - 1) * dilation
     if L == 0:
         raise ValueError(f"u must have at least one time step (L >= 1); got shape {tuple(u.shape)}")
-    if padding == "valid" and L <= reach:
+    if padding == "valid" and reach >= L:
         raise ValueError(f"u is too short for padding='valid': L must exceed (K-1) dilation = {reach}; got L = {L}")
     u = lower(u) if torch.is_autocast_enabled(u.device.type) else u
     if state is not None or return_state:

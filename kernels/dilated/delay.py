@@ -34,8 +34,9 @@ class DelayLines:
         ends = [start + reach for start, reach in zip(self._starts, self.reaches, strict=True)]
         lags = [range(d, r + 1, d) for r, d in zip(self.reaches, self.dilations, strict=True)]
         device = windows[0].device
-        self._write = torch.tensor(ends, device=device)
-        self._read = torch.tensor([end - lag for end, at in zip(ends, lags, strict=True) for lag in at], device=device)
+        reads = [end - lag for end, at in zip(ends, lags, strict=True) for lag in at]
+        self._write = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._read = torch.tensor(reads, dtype=torch.int64, device=device)
 
     def window(self, i: int) -> Tensor:
         """The last samples of signal i, a view (B, D, reach), oldest first."""
