@@ -20,6 +20,7 @@ from .light_conv import LightConv
 from .mega import Mega
 from .micro_tcn import MicroTCN, MicroTCNLayer
 from .multi_hyena import MultiHyena
+from .multires import MultiresLayer
 from .s4d import S4D
 from .sgconv import SGConv
 from .smpconv import SMPConv
@@ -36,6 +37,7 @@ LAYERS: dict[str, type[Mixer]] = {
     "mega": Mega,
     "micro_tcn": MicroTCNLayer,
     "multi_hyena": MultiHyena,
+    "multires": MultiresLayer,
     "s4d": S4D,
     "sgconv": SGConv,
     "smpconv": SMPConv,
@@ -75,6 +77,7 @@ __all__ = [
     "MicroTCNLayer",
     "Mixer",
     "MultiHyena",
+    "MultiresLayer",
     "S4D",
     "SGConv",
     "SMPConv",

@@ -32,6 +32,12 @@ VARIANTS = {
     "micro_tcn": ("micro_tcn", {"num_blocks": 3, "kernel_size": 3, "dilation_growth": 3}),
     "micro_tcn-grouped": ("micro_tcn", {"num_blocks": 2, "kernel_size": 4, "dilation_growth": 2, "grouped": True}),
     "micro_tcn-centred": ("micro_tcn", {"num_blocks": 2, "kernel_size": 4, "dilation_growth": 3, "causal": False}),
+    "multires": ("multires", {"depth": 4}),
+    "multires-uniform": (
+        "multires",
+        {"depth": 3, "kernel_size": 3, "tree_select": "uniform", "memory_size": 6, "output": "glu"},
+    ),
+    "multires-1": ("multires", {"depth": 2, "kernel_size": 1, "activation": "none"}),
     "tcn": ("tcn", {"num_blocks": 2, "kernel_size": 3}),
     "tcn-widths": ("tcn", {"hidden": [16, 12, 20], "dilation_growth": 3}),
     "tcn-depthwise": ("tcn", {"num_blocks": 1, "kernel_size": 4, "depthwise": True}),
