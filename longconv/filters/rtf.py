@@ -35,11 +35,11 @@ class RTFFilter(Filter):
 
     The published kernel is another one: the inverse DFT of b / a at n = `trunc_len` roots of unity (one more if that is
     odd), which is the impulse response aliased in time. It equals the first taps of the system whose numerator is
-    c = b (I - A^n)^-1, A the companion matrix: b then is the numerator corrected for truncation. With `trunc_len` b
-    means this, `forward` evaluates the published kernel, and the recurrence uses c. (The published `get_C` solves with
-    the matrix where the row vector needs its transpose; here it is as the paper has it.) That kernel is finite for any
-    a. The power series grows without bounds when a pole leaves the unit circle, as training may have it do unless a is
-    constrained.
+    c = b (I - A^n)^-1, A the companion matrix: b then is the numerator corrected for truncation. (Tap n of that system
+    wraps onto lag 0.) With `trunc_len` b means this, `forward` evaluates the published kernel, and the recurrence is
+    that of the system with those taps. (The published `get_C` solves with the matrix where the row vector needs its
+    transpose; here it is as the paper has it.) The published kernel is finite for any a. The power series grows without
+    bounds when a pole leaves the unit circle, as training may have it do unless a is constrained.
 
     Parameters: a (num_a, N), b (D, N), h_0 (D,), and scalar (num_a,) with `"l1_montel"`; marked with `lr` and no weight
     decay. The published code keeps a and b in one tensor.
@@ -130,13 +130,11 @@ class RTFFilter(Filter):
     def prepare_step(self) -> RationalSystem:
         """Return the system, float64: compute it once, and give it to `step` for every token."""
         with without_autocast(self.a.device):
-            a, b = self._denominator(), self.b.double()
+            a, b, h_0 = self._denominator(), self.b.double(), self.h_0.double()
             if self.max_length is not None:
-                n = self.max_length + self.max_length % 2
-                aliasing = torch.eye(self.order, dtype=a.dtype, device=a.device) - _companion(a).matrix_power(n)
-                b = b.view(self.num_a, -1, self.order)
-                b = torch.linalg.solve(aliasing, b, left=False).view(self.channels, self.order)
-            return RationalSystem(self._repeat(a), b, self.h_0.double())
+                b, last = self._correct(a, b, self.max_length + self.max_length % 2)
+                h_0 = h_0 + last
+            return RationalSystem(self._repeat(a), b, h_0)
 
     def init_state(self, batch: int) -> Tensor:
         """Return the zero state (batch, D, N) float64: w_{t-1}, ..., w_{t-N}."""
@@ -179,6 +177,15 @@ class RTFFilter(Filter):
         if self.scalar is None:
             return a
         return a / (a.abs().sum(-1) + self.scalar.double().abs() + 1e-6)[:, None]
+
+    def _correct(self, a: Tensor, b: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """The numerator c (D, N) whose system has the aliased kernel, and its tap n (D,), which wraps onto lag 0."""
+        A = _companion(a)
+        before = A.matrix_power(n - 1)
+        remaining = torch.eye(self.order, dtype=a.dtype, device=a.device) - A @ before
+        c = torch.linalg.solve(remaining, b.view(self.num_a, -1, self.order), left=False)
+        last = c @ before[..., :1]
+        return c.reshape(b.shape), last.reshape(-1)
 
     def _repeat(self, a: Tensor) -> Tensor:
         return a.repeat_interleave(self.channels // self.num_a, dim=0)

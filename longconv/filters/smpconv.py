@@ -111,5 +111,5 @@ class SMPConvFilter(Filter):
 def _taps(x: Tensor, p: Tensor, r: Tensor, w: Tensor) -> Tensor:
     """The kernel (D, T) at x (T,)."""
     triangles = torch.relu(1 - (x - p[..., None]).abs() / r[..., None])
-    reached = (triangles != 0).sum(dim=1) + 1e-6
+    reached = (triangles != 0).sum(dim=1, dtype=w.dtype) + 1e-6
     return (w[..., None] * triangles).sum(dim=1) / reached
