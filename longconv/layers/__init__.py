@@ -25,6 +25,7 @@ from .s4d import S4D
 from .sgconv import SGConv
 from .smpconv import SMPConv
 from .tcn import TCN
+from .tcnca import TCNCA
 
 #: Every mixer that a model's pattern can name.
 LAYERS: dict[str, type[Mixer]] = {
@@ -42,6 +43,7 @@ LAYERS: dict[str, type[Mixer]] = {
     "sgconv": SGConv,
     "smpconv": SMPConv,
     "tcn": TCN,
+    "tcnca": TCNCA,
 }
 
 
@@ -82,6 +84,7 @@ __all__ = [
     "SGConv",
     "SMPConv",
     "TCN",
+    "TCNCA",
     "build_layer",
     "check_mixer",
     *convert.__all__,

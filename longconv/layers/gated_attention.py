@@ -142,7 +142,9 @@ class GatedAttention(Mixer):
         nn.init.normal_(self.qk_weight, std=0.02)
         nn.init.zeros_(self.qk_bias)
 
-    def _summarise(self, x: Tensor, cu_seqlens: Tensor | None, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+    def _summarise(
+        self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any, return_state: bool
+    ) -> tuple[Tensor, Any]:
         """Summarise x (B, L, D), zero where it is padded, to mx (B, L, D), and make the state if asked to."""
         raise NotImplementedError
 
@@ -167,9 +169,9 @@ class GatedAttention(Mixer):
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
         inner = x if self.norm is None else self.norm(x)
         summed = inner if mask is None else inner * mask[..., None]
-        mx, summary = self._summarise(summed, cu_seqlens, None if state is None else state.summary, return_state)
-        mx = self.dropout(mx)
-        base, q, k, v = self._queries(mx, inner)
+        summary = None if state is None else state.summary
+        mx, summary = self._summarise(summed, mask, cu_seqlens, summary, return_state)
+        base, q, k, v = self._queries(self.dropout(mx), inner)
         attention = None if state is None else state.attention
         if cu_seqlens is None:
             o, attention = self.attention(q, k, v, mask=mask, state=attention)

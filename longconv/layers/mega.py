@@ -120,7 +120,9 @@ class Mega(GatedAttention):
         super().reset_parameters()
         nn.init.normal_(self.omega)
 
-    def _summarise(self, x: Tensor, cu_seqlens: Tensor | None, state: Any, return_state: bool) -> tuple[Tensor, Any]:
+    def _summarise(
+        self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any, return_state: bool
+    ) -> tuple[Tensor, Any]:
         filter = self.long_filters[0]
         if self.causal:
             y, state = long_conv(
