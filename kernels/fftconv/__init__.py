@@ -7,14 +7,15 @@
     packed.py     sequences of different lengths        spectral*.py what the last two share
     plan.py       transforms, and the choice of one     matmul.py    in real matrix products, for export
     fft.py        FFTs whose set-up is kept             checks.py, transforms.py: what all share
-    op.py         the PyTorch operator
+    op.py         the PyTorch operator              monarch/     Triton kernels
 
-Imports torch only.
+Imports torch only, and triton where it is used.
 """
 
 from torch import Tensor
 
 from .checks import check_companions, check_rows
+from .dispatch import on_matrix_units
 from .op import conv
 from .packed import boundaries, check_cu_seqlens
 from .reference import fft_conv_reference
@@ -56,15 +57,15 @@ def fft_conv(
         post_gate: (B, D, L), multiplies the output.
         cu_seqlens: (N+1,) int32 or int64, 0 = c_0 <= c_1 <= ... <= c_N = L: row 0 of u (B = 1) holds N sequences, the
             samples c_n ... c_{n+1} - 1, which do not see each other; with `circular` each wraps at its own length.
-        impl: "torch" (blocked; what "auto" takes), "reference" (float64, differentiable by autograd), "triton" (not
-            available yet).
+        impl: "torch" (blocked), "triton" (matrix products in half precision with float32 sums, or in float32; what
+            "auto" takes on a GPU, unless a tensor is float64), "reference" (float64, differentiable by autograd).
 
     Returns:
-        y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is. Under autocast u and the
-        gates take the autocast dtype and filters keep theirs.
+        y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is; that of "triton" is in u's
+        dtype with sums in float32. Under autocast u and the gates take the autocast dtype and filters keep theirs.
 
     Raises:
-        ValueError: naming the argument whose shape, device or value does not fit.
+        ValueError: naming the argument whose shape, device or value does not fit, or why there is no `impl`.
         TypeError: for a tensor that is not floating point.
     """
     check_rows(u, k)
@@ -72,7 +73,7 @@ def fft_conv(
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
     if impl == "triton":
-        raise ValueError("impl='triton' is not available yet; use 'auto' or 'torch'")
+        on_matrix_units(impl, u, k, skip, k_reverse, pre_gate, post_gate)
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, u)
     if impl == "reference":
@@ -88,7 +89,7 @@ def fft_conv(
             post_gate=post_gate,
             cu_seqlens=cu_seqlens,
         )
-    return conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens)
+    return conv(u, k, skip, k_reverse, circular, pre_gate, post_gate, cu_seqlens, impl)
 
 
 __all__ = ["fft_conv", "fft_conv_reference"]

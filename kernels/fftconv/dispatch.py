@@ -1,10 +1,10 @@
-"""Which way a convolution goes: packed or not, in frames (overlap-save) or in whole rows."""
+"""Which way a convolution goes: Triton or PyTorch; packed or not; in frames (overlap-save) or in whole rows."""
 
 from types import ModuleType
 
 from torch import Tensor
 
-from . import blocked, overlap, packed
+from . import blocked, monarch, overlap, packed
 
 # Overlap-save is taken where a row has so many samples, and at least so many times the reach of the filter. Measured on
 # two cores: the two ways cost the same at 64 taps and 256 samples, and at 1,024 taps and 2,500 samples.
@@ -20,10 +20,15 @@ def conv_forward(
     pre_gate: Tensor | None,
     post_gate: Tensor | None,
     cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
 ) -> Tensor:
     """Evaluate `fft_conv` (see there for shapes); returns a new contiguous tensor of u's dtype."""
-    if cu_seqlens is not None:
-        ends = packed.boundaries(cu_seqlens, u)
+    ends = None if cu_seqlens is None else packed.boundaries(cu_seqlens, u)
+    if on_matrix_units(impl, u, k, skip, k_reverse, pre_gate, post_gate):
+        from .monarch import conv
+
+        return conv.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate, ends)
+    if ends is not None:
         return packed.conv_forward(conv_forward, ends, u, k, skip, k_reverse, circular, pre_gate, post_gate)
     way = choose(u, k, k_reverse)
     return way.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate)
@@ -40,6 +45,7 @@ def conv_backward(
     post_gate: Tensor | None,
     needs: list[bool],
     cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
 ) -> list[Tensor]:
     """Gradients for (u, k, skip, k_reverse, pre_gate, post_gate); those not in `needs` come back empty.
 
@@ -47,10 +53,31 @@ def conv_backward(
     float32.
     """
     arguments = (dy, u, k, skip, k_reverse, circular, pre_gate, post_gate, needs)
-    if cu_seqlens is not None:
-        return packed.conv_backward(conv_backward, packed.boundaries(cu_seqlens, u), *arguments)
+    ends = None if cu_seqlens is None else packed.boundaries(cu_seqlens, u)
+    if on_matrix_units(impl, *arguments[:5], *arguments[6:8]):
+        from .monarch import conv
+
+        return conv.conv_backward(*arguments, ends)
+    if ends is not None:
+        return packed.conv_backward(conv_backward, ends, *arguments)
     way = choose(u, k, k_reverse)
     return way.conv_backward(*arguments)
+
+
+def on_matrix_units(impl: str, *tensors: Tensor | None) -> bool:
+    """Whether these tensors go to the Triton kernels: asked for, or possible, on a GPU.
+
+    Raises:
+        ValueError: they were asked for, and cannot be had.
+    """
+    first = tensors[0]
+    assert first is not None
+    if impl == "torch" or (impl == "auto" and first.device.type == "cpu"):  # the interpreter is no implementation
+        return False
+    reason = monarch.unavailable(first, *tensors[1:])
+    if reason and impl == "triton":
+        raise ValueError(f"impl='triton' cannot be had, because {reason}; use 'auto' or 'torch'")
+    return reason is None
 
 
 def choose(u: Tensor, k: Tensor, k_reverse: Tensor | None) -> ModuleType:

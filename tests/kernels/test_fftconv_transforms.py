@@ -183,7 +183,19 @@ def test_autocast(L, K, dtype):
 def test_opcheck_of_the_backward_operator():
     x = {n: t.requires_grad_() for n, t in make(2, 2, 20, 20, 3, dtype=torch.float32).items()}
     dy = torch.randn(2, 2, 20, requires_grad=True)
-    args = (dy, x["u"], x["k"], x["skip"], x["k_reverse"], False, x["pre_gate"], x["post_gate"], [True] * 6, None)
+    args = (
+        dy,
+        x["u"],
+        x["k"],
+        x["skip"],
+        x["k_reverse"],
+        False,
+        x["pre_gate"],
+        x["post_gate"],
+        [True] * 6,
+        None,
+        "auto",
+    )
     torch.library.opcheck(fft_conv_backward_op, args)
 
 

@@ -114,7 +114,7 @@ def test_gradcheck_opcheck_and_compile():
 
     assert torch.autograd.gradcheck(f, tuple(x.values()))
     assert torch.autograd.gradgradcheck(f, tuple(x.values()))
-    args = [x[n] for n in ("u", "k", "skip", "k_reverse")] + [False, x["pre_gate"], x["post_gate"], cu]
+    args = [x[n] for n in ("u", "k", "skip", "k_reverse")] + [False, x["pre_gate"], x["post_gate"], cu, "auto"]
     torch.library.opcheck(fft_conv_op, tuple(args))
     numerics.assert_close(torch.compile(f, fullgraph=True)(*x.values()), f(*x.values()))
 

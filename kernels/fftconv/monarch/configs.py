@@ -1,0 +1,139 @@
+"""Which tile a convolution takes: a choice by what the device has, never by its name."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+KB = 1024
+ALIGN = 16  # samples: what starts at a multiple is loaded in vectors
+
+
+@dataclass(frozen=True)
+class Tile:
+    """R rows of N = N1 N2 points each, and the warps that work on them.
+
+    Attributes:
+        shared: bytes of shared memory that the kernels need with it, at most (the tests compile them and see).
+        one_pass: whether the kernel of all gradients at once has registers enough; else it is run for one at a time.
+    """
+
+    N1: int
+    R: int
+    N2: int
+    warps: int
+    shared: int
+    one_pass: bool = True
+
+    @property
+    def N(self) -> int:
+        """Points of a transform."""
+        return self.N1 * self.N2
+
+
+# For each element size in bytes, from small to large transforms; of one size the first that fits is taken. With N1 a
+# multiple of 64 the first product fills the matrix units of an H100 (wgmma takes 64 rows).
+TILES = {
+    2: (
+        Tile(16, 16, 16, 4, 40 * KB),
+        Tile(16, 8, 32, 4, 40 * KB),
+        Tile(64, 4, 16, 4, 64 * KB),
+        Tile(64, 2, 32, 4, 64 * KB),
+        Tile(64, 1, 64, 4, 64 * KB),
+        Tile(128, 1, 64, 8, 180 * KB, one_pass=False),
+    ),
+    4: (
+        Tile(16, 8, 16, 4, 40 * KB),
+        Tile(16, 4, 32, 4, 40 * KB),
+        Tile(32, 2, 32, 4, 64 * KB),
+        Tile(32, 1, 64, 4, 96 * KB),
+        Tile(64, 1, 64, 8, 180 * KB, one_pass=False),
+    ),
+}
+
+
+def tiles(dtype: torch.dtype, shared_limit: int) -> tuple[Tile, ...]:
+    """The tiles that fit a device, one for each size of transform, by size."""
+    fitting: dict[int, Tile] = {}
+    for tile in TILES[dtype.itemsize]:
+        if tile.shared <= shared_limit:
+            fitting.setdefault(tile.N, tile)
+    return tuple(fitting[n] for n in sorted(fitting))
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Rows cut into frames that one tile transforms, for a filter with lags -K' ... K - 1; see `fused.py`.
+
+    `hop` outputs a frame, of which the first is its sample `left` (`right` for the filter reversed in time). If there
+    are several pieces, each has `hop` lags, the first from lag `shift` on.
+    """
+
+    tile: Tile
+    hop: int
+    left: int
+    right: int
+    count: int
+    pieces: int = 1
+    shift: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a row is one frame."""
+        return self.hop == self.tile.N
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Rows as P time rows of one tile each; see `long.py`."""
+
+    tile: Tile
+    P: int
+
+
+def whole_row(tile: Tile) -> Frames:
+    """One frame."""
+    return Frames(tile, tile.N, 0, 0, 1)
+
+
+def frames(tile: Tile, L: int, K: int, K_reverse: int) -> Frames:
+    """Frames of a row of L samples for lags -K_reverse ... K - 1."""
+    left, right = _up(K - 1), _up(K_reverse)
+    if left + right <= tile.N // 2:
+        hop = tile.N - left - right
+        return Frames(tile, hop, left, right, -(-L // hop))
+    hop = tile.N // 2
+    return Frames(tile, hop, hop, 0, -(-L // hop), -(-(right + K) // hop), -right)
+
+
+def _up(n: int) -> int:
+    return -(-n // ALIGN) * ALIGN
+
+
+# What a convolution costs, in operations of the matrix units per sample (at the rate they reach, some 500 Tflop/s on an
+# H100): reading and writing gated half-precision rows once, or three times with spectra between the kernels of a long
+# one; and the preparation of a filter's point, a dozen passes in float32.
+ONE_PASS, THREE_PASSES, FILTER_POINT = 1000, 2800, 8000
+
+
+def _cost(cut: Frames | Outer, rows: int) -> float:
+    """Of one row, when the filter is used for `rows` of them."""
+    N1, N2 = cut.tile.N1, cut.tile.N2
+    if isinstance(cut, Outer):
+        n = cut.P * cut.tile.N
+        return n * (8 * cut.P + 16 * (N1 + N2) + THREE_PASSES + FILTER_POINT / rows)
+    transform = cut.tile.N * (8 * N1 + 16 * N2 + ONE_PASS)
+    return cut.count * (1 + cut.pieces) / 2 * transform + cut.pieces * cut.tile.N * FILTER_POINT / rows
+
+
+@lru_cache(maxsize=1024)
+def choose(rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared_limit: int) -> Frames | Outer:
+    """The cheapest way to convolve `rows` rows of L samples with each filter, which has K and K_reverse <= L lags."""
+    fitting = tiles(dtype, shared_limit)
+    ways: list[Frames | Outer] = [whole_row(tile) for tile in fitting if tile.N >= L][:1]
+    ways += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
+    if L > fitting[-1].N:
+        # A multiple of 16 rows, so that lengths between powers of two are not padded to the next.
+        ways += [Outer(tile, 16 * math.ceil(L / tile.N / 16)) for tile in fitting if tile.N >= 1024]
+    return min(ways, key=lambda way: _cost(way, rows))
