@@ -211,7 +211,10 @@ def load_dcls(
         raise ValueError(f"version must be one of {', '.join(DCLS_VERSIONS)}, got {version!r}")
     if filter.version not in (DCLS_VERSIONS[version], "nearest"):
         raise ValueError(f"version {version!r} needs a filter of version {DCLS_VERSIONS[version]!r} or 'nearest'")
-    source.put("weight", source.get("weight", D, 1, n)[:, 0])
+    weight = source.get("weight", D, 1, n)[:, 0]
+    if version == "v0" and filter.version == "linear":
+        weight = weight.double() * (1 + 1e-7)  # which "linear" divides by, and "v0" does not
+    source.put("weight", weight)
     P = source.get("P", 1, D, 1, n)[0, :, 0]
     at = P + K // 2
     if version == "v0" and bool(((at < 0) | (at > K - 1)).any()):
