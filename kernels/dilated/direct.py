@@ -116,7 +116,7 @@ def weight_gradient(
             grad = dy[rows, channels, span].to(dtype)
             masks = _masks(index, offsets, span)
             correlate(dk[:, channels], grad, x, [o + span.start for o in offsets], masks)
-    return dk.t()
+    return dk.t().contiguous()
 
 
 def accumulate(

@@ -48,17 +48,17 @@ def _conv_kernel(
 
 @triton.jit
 def _weight_grad_kernel(
-    dy_ptr, u_ptr, index_ptr, part_ptr, D, L, T, left, dilation, stretches,
-    K: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr,
+    dy_ptr, u_ptr, index_ptr, part_ptr, D, L, T, left, dilation, stretches, steps,
+    K: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     row = (program // stretches).to(tl.int64)
-    start = (program % stretches) * (BLOCK * STEPS)
+    start = (program % stretches) * (BLOCK * steps)
     u_row, dy_row = u_ptr + row * L, dy_ptr + row * T
     step = tl.full((), 1, tl.int64) * dilation
     for s in range(K):
         acc = tl.zeros((BLOCK,), tl.float32)
-        for i in range(STEPS):
+        for i in range(steps):  # no constant: unrolled, it takes 500 registers on AMD's GPUs
             t = start + i * BLOCK + tl.arange(0, BLOCK)
             at = t + ((K - 1 - s) * step - left)
             inside = (at >= 0) & (at < L) & (t < T)
@@ -104,7 +104,7 @@ def weight_gradient(
     dy, u = dy.contiguous(), u.contiguous()
     with on_device_of(u):
         _weight_grad_kernel[(B * D * stretches,)](
-            dy, u, u if index is None else index, parts, D, L, T, left, dilation, stretches,
-            K=K, PACKED=index is not None, BLOCK=BLOCK, STEPS=steps,
+            dy, u, u if index is None else index, parts, D, L, T, left, dilation, stretches, steps,
+            K=K, PACKED=index is not None, BLOCK=BLOCK,
         )  # fmt: skip
     return parts.sum((0, 2))
