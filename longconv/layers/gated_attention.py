@@ -72,7 +72,7 @@ class GatedAttention(Mixer):
     Args:
         channels: D.
         max_length: the longest sequence; None for no limit. Needed by `rel_pos_bias="simple"` without chunks.
-        zdim: Z, of queries and keys; default D // 4.
+        zdim: Z, of queries and keys; default D / 4, or the next smaller even number.
         hdim: H, of values; default 2 D.
         chunk_size: C; None for attention over the whole sequence.
         attention_activation: `"softmax"`, `"laplace"` or `"relu2"`; see `ChunkedAttention`.
@@ -106,7 +106,7 @@ class GatedAttention(Mixer):
         bidirectional: bool,
     ) -> None:
         super().__init__(channels, max_length)
-        self.zdim = max(1, channels // 4) if zdim is None else zdim
+        self.zdim = 2 * max(1, channels // 8) if zdim is None else zdim
         self.hdim = 2 * channels if hdim is None else hdim
         for name, size in (("zdim", self.zdim), ("hdim", self.hdim)):
             if size < 1:

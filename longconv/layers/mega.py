@@ -11,7 +11,7 @@ from longconv.functional import fft_conv
 
 from .base import LayerCard, packed_lengths
 from .gated_attention import GatedAttention
-from .long_conv import init_long_state, long_conv, long_conv_step
+from .long_conv import init_long_state, long_conv, long_conv_step, support, taps
 
 
 class TruncatedFilter(Filter):
@@ -55,9 +55,10 @@ class Mega(GatedAttention):
 
     Args:
         ndim: N, the dimensions of the moving average.
-        filter: another filter in place of the moving average, as `longconv.filters.build_filter` takes it.
         truncation: the taps of the moving average, if it is to be cut off; None for all. The published code cuts it
             off in parallel but not in steps; here both.
+        filter: another filter in place of the moving average, as `longconv.filters.build_filter` takes it, and with all
+            its taps: in place of a truncated moving average too.
 
     Raises:
         ValueError: a size or a name that does not fit.
@@ -108,10 +109,11 @@ class Mega(GatedAttention):
         )
         if truncation is not None and truncation < 1:
             raise ValueError(f"truncation must be at least 1, or None, got {truncation}")
-        self.truncation = truncation
         for _ in range(1 + bidirectional):
             ema = build_filter(filter or {"name": "ema", "order": ndim}, channels, max_length)
-            self.long_filters.append(ema if truncation is None else TruncatedFilter(ema, truncation, channels))
+            if truncation is not None and filter is None:
+                ema = TruncatedFilter(ema, truncation, channels)
+            self.long_filters.append(ema)
         self.omega = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
 
@@ -130,7 +132,7 @@ class Mega(GatedAttention):
             )
             return F.silu(y.mT), state
         longest = x.shape[1] if cu_seqlens is None else max(packed_lengths(cu_seqlens, x.shape[1]))
-        back, ahead = (each(min(longest, self.truncation or longest)) for each in self.long_filters)
+        back, ahead = (taps(each, longest) for each in self.long_filters)
         reverse = ahead[:, 1:] if ahead.shape[1] > 1 else None
         y = fft_conv(x.mT, back, skip=self.omega + ahead[:, 0], k_reverse=reverse, cu_seqlens=cu_seqlens)
         return F.silu(y.mT), None
@@ -144,15 +146,20 @@ class Mega(GatedAttention):
 
     @property
     def receptive_field(self) -> int | None:
-        """What `truncation` lets the samples of a chunk see; None without chunks or without truncation."""
-        if self.truncation is None:
-            return None
-        return self._field(self.truncation - 1, 0 if self.causal else self.truncation - 1)
+        """What the filters, if they have an end (`truncation`), let the samples of a chunk see; None without chunks."""
+        reach = self._reach
+        return None if reach is None else self._field(reach, 0 if self.causal else reach)
 
     @property
     def lookahead(self) -> int | None:
-        """0 if causal; else the rest of the chunk and what `truncation` lets its last sample see."""
+        """0 if causal; else the rest of the chunk and what the filters let its last sample see."""
         if self.causal:
             return 0
-        C = self.attention.chunk_size
-        return None if self.truncation is None or C is None else C + self.truncation - 2
+        C, reach = self.attention.chunk_size, self._reach
+        return None if C is None or reach is None else C - 1 + reach
+
+    @property
+    def _reach(self) -> int | None:
+        """How far the filters reach, on one side."""
+        counts = [support(filter) for filter in self.long_filters]
+        return None if None in counts else max(count for count in counts if count is not None) - 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 from numerics import assert_close
 
+from longconv.filters import ModalFilter
 from longconv.layers import Mega, load_mega_state_dict
 from longconv.layers.chunked_attention import ChunkedAttention
 
@@ -203,7 +204,7 @@ def test_a_norm_inside_or_outside():
 
 
 def test_published_count():
-    """Of a layer of the authors' enwik8 model (D 512, Z 128, H 1024, N 16, chunks of 2,048, simple bias, layer norm)."""
+    """That of facebookresearch/mega's MovingAverageGatedAttention(512, 128, 1024, 16, chunk_size=2048)."""
     layer = Mega(512, chunk_size=2048, zdim=128, hdim=1024, ndim=16, rel_pos_bias="simple", norm="layernorm")
     assert sum(p.numel() for p in layer.parameters()) == 2_205_311
     assert (layer.zdim, layer.hdim) == (Mega(512).zdim, Mega(512).hdim)
@@ -332,6 +333,10 @@ def test_another_filter_in_place_of_the_moving_average():
     x = torch.randn(2, 11, D, dtype=torch.float64)
     y, state = layer(x[:, :6], return_state=True)
     assert_close(torch.cat([y, layer(x[:, 6:], state=state)], 1), layer(x))
+    # As distillation does with a truncated moving average: the filter that approximates it has no end.
+    layer = make(filter={"name": "modal", "order": 2}, chunk_size=5, truncation=3)
+    assert isinstance(layer.long_filters[0], ModalFilter)
+    assert layer.receptive_field is None
 
 
 def test_errors_name_the_cause():
