@@ -128,7 +128,7 @@ class MicroTCN(Delayed, nn.Module):
         u <- prelu(g norm(conv(u)) + b) + residual u,    dilation growth^(n mod stack_size),
 
     with g, b = adaptor_n(c), c = condition(controls), norm a batch norm without affine map, and one residual weight per
-    channel (equations in section 2 of the paper). The receptive field is 1 + (K-1) sum_n growth^(n mod stack_size).
+    channel. The receptive field is 1 + (K-1) sum_n growth^(n mod stack_size).
 
     The residual is aligned: it is the sample at the convolution's last tap. The authors' causal crop cuts one sample
     further left, so their residuals are late by one in every block; `residual_lag=1` does as they do, and is what their

@@ -43,7 +43,7 @@ def published(inputs=1, outputs=1, controls=2, blocks=3, K=4, width=6):
 
 
 def definition(state, x, controls, *, growth=3, cut, training=False):
-    """Section 2 of the paper with torch's operators: x (B, C, L), nothing padded, residuals cut by `cut(length, W)`."""
+    """The authors' model with torch's operators: x (B, C, L), nothing padded, residuals cut by `cut(length, W)`."""
     condition = controls
     for i in (0, 2, 4) if controls is not None else ():
         condition = (condition @ state[f"gen.{i}.weight"].T + state[f"gen.{i}.bias"]).relu()
@@ -83,7 +83,7 @@ CUTS = {
     ],
 )
 def test_published_sizes(name, field, parameters):
-    """Receptive fields of the paper's table 1, and its 26k, 51k, 33k and 162k parameters to the last one."""
+    """Receptive fields as published, and the 26k, 51k, 33k and 162k parameters to the last one."""
     for suffix, causal in (("", True), ("-C", True), ("-N", False)):
         model = MicroTCN.variant(name + suffix)
         assert model.receptive_field == field
