@@ -35,8 +35,8 @@ def _(x, h0, h1, w, counts):  # type: ignore[no-untyped-def]
 def _(dy, x, h0, h1, w, counts, needs):  # type: ignore[no-untyped-def]
     dtype = direct.compute_dtype(x, h0)
     dx = direct.empty_output(x, x.shape[2]) if needs[0] else x.new_empty(0)
-    filters = (torch.empty(h.shape[::-1], dtype=dtype, device=h.device).t() for h in (h0, h1, w))
-    return [dx, *(filters if needs[1] else (x.new_empty(0) for _ in range(3)))]
+    filters = [h.new_empty(h.shape, dtype=dtype) if needs[1] else x.new_empty(0) for h in (h0, h1, w)]
+    return [dx, *filters]
 
 
 def compose(x: Tensor, h0: Tensor, h1: Tensor, w: Tensor, counts: list[int], cu_seqlens: Tensor | None) -> Tensor:

@@ -135,7 +135,7 @@ def backward(
         a_bar = _through_tree(grad, levels, f, counts, [s[:, channels] for s in sums] if needs_filters else None)
         if needs_x:
             dx[rows, channels] = a_bar.addcmul_(grad, f.w[-1])
-    filters = [s.t() for s in sums] if needs_filters else [x.new_empty(0)] * 3
+    filters = [s.t().contiguous() if needs_filters else x.new_empty(0) for s in sums]
     return [dx, *filters]
 
 
