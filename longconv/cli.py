@@ -242,11 +242,12 @@ def generate(
     print(f"[{count} tokens, {count / (time.perf_counter() - started):.0f} tokens/s]", file=sys.stderr)
 
 
-def info(model: Path | None = None, /) -> None:
+def info(model: Path | None = None, /, *, layers: bool = False) -> None:
     """Describe a model: its mixers, its filters, its parameters, its state; or else this installation.
 
     Args:
         model: folder of a model.
+        layers: print the table of all layers, in markdown, instead.
     """
     import platform
 
@@ -255,6 +256,11 @@ def info(model: Path | None = None, /) -> None:
     from longconv import __version__
     from longconv.layers import LAYERS
 
+    if layers:
+        from longconv.layers import table
+
+        print(table.markdown())
+        return
     if model is None:
         device = (
             torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"

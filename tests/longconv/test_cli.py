@@ -98,6 +98,11 @@ def test_train_then_distill_evaluate_generate_info(run_folder, corpus, tmp_path,
     assert "torch" in capsys.readouterr().out
 
 
+def test_table_of_layers(capsys):
+    assert cli.main(["info", "--layers"]) == 0
+    assert "| `hyena` | Hyena ([Poli et al. 2023](https" in capsys.readouterr().out
+
+
 def test_an_attention_model_cannot_be_distilled_or_given_too_long_a_prompt(tmp_path, corpus, capsys):
     folder = tmp_path / "attention"
     argv = [
