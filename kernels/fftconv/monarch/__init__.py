@@ -1,9 +1,9 @@
 """`fft_conv` on matrix units, in Triton: DFTs as matrix products, on the chip as far as they fit.
 
-    conv.py       the two functions that `dispatch.py` calls (imports triton: only where it can run)
-    configs.py    how a convolution is cut, and what for           tables.py   DFT matrices, twiddles, filters' spectra
-    fused_run.py, fused.py   rows and frames that fit the chip     stages.py   the transform of one tile
-    long_run.py, long.py     longer ones, in three kernels         sparse.py   a spectrum with zeros
+    conv.py       the two functions that `dispatch.py` calls      configs.py   how a convolution is cut, and what for
+    fused_run.py, triton_fused.py   rows and frames that fit the chip
+    long_run.py, triton_long.py     longer ones, in three kernels
+    triton_stages.py   the transform of one tile              tables.py    DFT matrices, twiddles, filters' spectra
 
 `docs/kernels.md` follows one sample through.
 """

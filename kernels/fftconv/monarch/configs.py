@@ -64,7 +64,7 @@ def tiles(dtype: torch.dtype, shared_limit: int) -> tuple[Tile, ...]:
 
 @dataclass(frozen=True)
 class Frames:
-    """Rows cut into frames that one tile transforms, for a filter with lags -K' ... K - 1; see `fused.py`.
+    """Rows cut into frames that one tile transforms, for a filter with lags -K' ... K - 1; see `triton_fused.py`.
 
     `hop` outputs a frame, of which the first is its sample `left` (`right` for the filter reversed in time). If there
     are several pieces, each has `hop` lags, the first from lag `shift` on.
@@ -86,7 +86,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows as P time rows of one tile each; see `long.py`."""
+    """Rows as P time rows of one tile each; see `triton_long.py`."""
 
     tile: Tile
     P: int

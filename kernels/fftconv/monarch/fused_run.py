@@ -1,4 +1,4 @@
-"""Launches the kernels of `fused.py`: rows that fit a tile, and rows in frames."""
+"""Launches the kernels of `triton_fused.py`: rows that fit a tile, and rows in frames."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from longconv.kernels.gpu.device import on_device_of
 
-from . import fused, tables
+from . import tables
 from .configs import Frames, Tile
 
 # Programs a launch should have, so that every multiprocessor of a large GPU has some.
@@ -116,8 +116,10 @@ def convolve(
     tile, D = cut.tile, u.shape[1]
     (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
     parts, per_part = _split(rows.count, tile.R, D * cut.count)
+    from .triton_fused import convolve_kernel
+
     with on_device_of(u):
-        fused.convolve_kernel[(D * parts * cut.count,)](
+        convolve_kernel[(D * parts * cut.count,)](
             u, pre, post, post2, y, y2, kf, scale, *_tables(tile, kf.dtype, u.device), rows.starts, rows.lengths,
             rows.count, D, rows.longest, *u.stride(), *strides(pre), *strides(post), *strides(post2), *y.stride()[:2],
             parts, per_part, cut.count, cut.hop, cut.right if adjoint else cut.left, cut.shift, cut.pieces,
@@ -135,8 +137,10 @@ def correlate(
     tiles = -(-rows.count // tile.R) * cut.count
     parts, per_part = _split(tiles, 1, D * cut.pieces)
     g = torch.empty(parts, cut.pieces, D, 2, tile.N1, tile.N2, dtype=torch.float32, device=u.device)
+    from .triton_fused import correlate_kernel
+
     with on_device_of(u):
-        fused.correlate_kernel[(D * parts, cut.pieces)](
+        correlate_kernel[(D * parts, cut.pieces)](
             u, pre, dy, post, g, *_tables(tile, dtype, u.device), rows.starts, rows.lengths,
             rows.count, D, rows.longest, *u.stride(), *strides(pre), *dy.stride(), *strides(post),
             parts, per_part, cut.count, cut.hop, cut.left, cut.shift,
@@ -167,8 +171,10 @@ def backward_of_rows(
     if needs_filter:
         g = torch.empty(parts, 1, D, 2, tile.N1, tile.N2, dtype=torch.float32, device=u.device)
     like = next(x for x in (du, dpre, dpost, u) if x is not None)
+    from .triton_fused import backward_kernel
+
     with on_device_of(u):
-        fused.backward_kernel[(D * parts,)](
+        backward_kernel[(D * parts,)](
             u, pre, dy, post, du, dpre, dpost, g, kf, scale, *_tables(tile, kf.dtype, u.device),
             rows.starts, rows.lengths, rows.count, D, rows.longest,
             *u.stride(), *strides(pre), *dy.stride(), *strides(post), *like.stride()[:2], parts, per_part,

@@ -1,4 +1,4 @@
-"""Launches the kernels of `long.py`, over chunks of rows, so that what lies between them stays small."""
+"""Launches the kernels of `triton_long.py`, over chunks of rows, so that what lies between them stays small."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from longconv.kernels.gpu.device import on_device_of
 
-from . import long, tables
+from . import tables
 from .configs import Outer, Tile
 from .fused_run import Rows, Taps, precision, strides
 
@@ -72,7 +72,7 @@ def backward(
 class OuterTables:
     """The outer DFT, of P time rows to J frequencies (numbers `j1`, plus `shift`), around tiles of M = N1 N2 points.
 
-    `f` (2, J, P), `wa` (2, J, M1) and `wb` (2, J, M2): the tables of `long.py`.
+    `f` (2, J, P), `wa` (2, J, M1) and `wb` (2, J, M2): the tables of `triton_long.py`.
     """
 
     tile: Tile
@@ -165,8 +165,10 @@ class Pass:
         o, n = self.outer, (d.stop - d.start) * (b.stop - b.start)
         s = torch.empty(n, 2, o.J, o.M, dtype=self.dtype, device=u.device)
         BJ, BT, BM = _block(o.J, BLOCK_J), _block(o.P, BLOCK_T), min(BLOCK_M, o.M)
+        from .triton_long import outer_kernel
+
         with on_device_of(u):
-            long.outer_kernel[(n, o.M // BM, -(-o.J // BJ))](
+            outer_kernel[(n, o.M // BM, -(-o.J // BJ))](
                 u, pre, s, o.f, self.rows.starts, self.rows.lengths, self.rows.longest,
                 b.stop - b.start, b.start, d.start, *u.stride(), *strides(pre), o.J, o.P, o.M, BJ, BT, BM,
                 pre is not None, self.rows.starts is not None, precision(self.dtype), num_warps=4, num_stages=2,
@@ -192,8 +194,10 @@ class Pass:
         w = tables.twiddles(tile.N1, tile.N2, 0.0, tables.table_dtype(self.dtype), o.f.device)
         # A sum has one program, and a fixed order; products may be spread.
         per_program = rows if g is not None else max(tile.R, -(-rows // 8))
+        from .triton_long import inner_kernel
+
         with on_device_of(o.f):
-            long.inner_kernel[(channels, o.J, -(-rows // per_program))](
+            inner_kernel[(channels, o.J, -(-rows // per_program))](
                 s, z, kf, g, f1, f2, w, o.wa, o.wb, rows, per_program, o.J, tile.N1, tile.R, tile.N2,
                 convolve, adjoint, g is not None, b.start > 0, precision(self.dtype),
                 num_warps=tile.warps, num_stages=1,
@@ -207,8 +211,10 @@ class Pass:
         (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
         times = -(-self.rows.longest // o.M)
         BT, BJ, BM = _block(times, BLOCK_J), _block(o.J, BLOCK_T), min(BLOCK_M, o.M)
+        from .triton_long import outer_inverse_kernel
+
         with on_device_of(s):
-            long.outer_inverse_kernel[(s.shape[0], o.M // BM, -(-times // BT))](
+            outer_inverse_kernel[(s.shape[0], o.M // BM, -(-times // BT))](
                 s, post, post2, y, y2, scale, o.f, self.rows.starts, self.rows.lengths, self.rows.longest,
                 b.stop - b.start, b.start, d.start, *strides(post), *strides(post2), *y.stride()[:2],
                 o.J, o.P, o.M, BT, BJ, BM, post is not None, len(outputs) > 1, self.rows.starts is not None,

@@ -1,4 +1,4 @@
-"""DFT matrices and twiddles as the kernels load them, and filters' spectra in their order. See `stages.py`.
+"""DFT matrices and twiddles as the kernels load them, and filters' spectra in their order. See `triton_stages.py`.
 
 Everything is computed in float64 (tables) or float32 (spectra) and rounded once. Signals are evaluated at the N points
 z_j = exp(-2 pi i (j + 1/4) / N), where z^N = -i: the product of two real signals of N samples comes out modulo z^N + i,

@@ -3,7 +3,7 @@
 A row of P M samples is a matrix x[t1, m], t = t1 M + m, and its spectrum is, for J outer frequencies j1,
 
     s[j1, m] = sum_t1 F[j1, t1] x[t1, m]                       `outer_kernel`, a real matrix times x, zeros skipped
-    a DFT over m of s[j1, m] wa[j1, m1] wb[j1, m2]             `inner_kernel`, as in `stages.py`, m = m1 M2 + m2
+    a DFT over m of s[j1, m] wa[j1, m1] wb[j1, m2]             `inner_kernel`, as in `triton_stages.py`, m = m1 M2 + m2
     ... times the filter's, and back: s[j1, m] again
     y[t1, m] = Re sum_j1 conj(F[j1, t1]) s[j1, m]              `outer_inverse_kernel`
 
@@ -14,7 +14,7 @@ host (`long_run.py`): a shifted DFT of all frequencies, or some rows of an ordin
 import triton
 import triton.language as tl
 
-from .stages import forward_complex, inverse_complex
+from .triton_stages import forward_complex, inverse_complex
 
 
 @triton.jit

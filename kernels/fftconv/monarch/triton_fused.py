@@ -11,7 +11,7 @@ spectra of earlier samples times those of later taps are summed before the one i
 import triton
 import triton.language as tl
 
-from .stages import forward, inverse
+from .triton_stages import forward, inverse
 
 
 @triton.jit
