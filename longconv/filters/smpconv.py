@@ -2,7 +2,7 @@
 sangnekim/SMPConv, `smp/ckconv/nn/ck/smpkernel.py`.
 """
 
-from collections.abc import Iterator
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from .base import Filter, check_sizes, clamp_straight_through, filter_dtype, without_autocast
 
 RADII = (1e-4, 1.0)
-# Distances held at once: a tap is compared with every point of its channel.
+# Distances held at once where every tap is compared with every point of its channel.
 _BLOCK_ELEMENTS = 1 << 22
+# Triangles that reach less than this part of the taps are looked up one by one instead.
+_SPARSE = 0.25
 
 
 class SMPConvFilter(Filter):
@@ -86,30 +88,44 @@ class SMPConvFilter(Filter):
         self.check_length(L)
         with without_autocast(self.weights.device):
             # In float64: a coordinate near 1 rounded to float32 is off by a thousandth of a small radius.
-            parameters = (
-                self.weight_coord.double(),
-                clamp_straight_through(self.radius, *RADII).double(),
-                self.weights.double(),
-            )
-            blocks = list(self._blocks(L))
-            if len(blocks) > 1 and torch.is_grad_enabled():
-                parts = [checkpoint(_taps, x, *parameters, use_reentrant=False) for x in blocks]
-            else:
-                parts = [_taps(x, *parameters) for x in blocks]
-            return torch.cat(parts, dim=-1).to(self.weights.dtype)
+            p, w = self.weight_coord.double(), self.weights.double()
+            r = clamp_straight_through(self.radius, *RADII).double()
+            if not (torch.compiler.is_compiling() or p.is_meta):
+                reach = math.floor(r.max().item() * max(self.max_length - 1, 1)) + 1
+                if reach < _SPARSE * L:
+                    return self._scattered(p, r, w, L, reach).to(self.weights.dtype)
+            return self._dense(p, r, w, L).to(self.weights.dtype)
 
-    def _blocks(self, L: int) -> Iterator[Tensor]:
-        size = max(1, _BLOCK_ELEMENTS // (self.channels * self.points))
-        lags = torch.arange(L, dtype=torch.float64, device=self.weights.device)
-        return iter((1 - 2 * lags / max(self.max_length - 1, 1)).split(size))
+    def _dense(self, p: Tensor, r: Tensor, w: Tensor, L: int) -> Tensor:
+        """The taps, each from all points: O(D n L), in blocks of lags that the backward pass computes again."""
+        lags = torch.arange(L, dtype=p.dtype, device=p.device)
+        blocks = lags.split(max(1, _BLOCK_ELEMENTS // p.numel()))
+
+        def taps(lags: Tensor, p: Tensor, r: Tensor, w: Tensor) -> Tensor:
+            triangles = self._triangles(lags, p[..., None], r[..., None])
+            reached = (triangles != 0).sum(dim=1, dtype=w.dtype)
+            return (w[..., None] * triangles).sum(dim=1) / (reached + 1e-6)
+
+        if len(blocks) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(taps, block, p, r, w, use_reentrant=False) for block in blocks], dim=-1)
+        return torch.cat([taps(block, p, r, w) for block in blocks], dim=-1)
+
+    def _scattered(self, p: Tensor, r: Tensor, w: Tensor, L: int, reach: int) -> Tensor:
+        """The same taps, from the `reach` lags at most that a triangle covers: O(D n reach)."""
+        # A tap to spare at both ends, for rounding; what lies outside the triangle adds nothing.
+        first = ((1 - p - r).detach() * (self.max_length - 1) / 2).floor()
+        lags = first[..., None] + torch.arange(reach + 3, dtype=p.dtype, device=p.device)
+        triangles = self._triangles(lags, p[..., None], r[..., None])
+        triangles = torch.where((lags >= 0) & (lags < L), triangles, 0.0)
+        index = lags.clamp(0, L - 1).long().flatten(1)
+        empty = torch.zeros(len(p), L, dtype=p.dtype, device=p.device)
+        reached = empty.scatter_add(1, index, (triangles != 0).to(p.dtype).flatten(1))
+        return empty.scatter_add(1, index, (w[..., None] * triangles).flatten(1)) / (reached + 1e-6)
+
+    def _triangles(self, lags: Tensor, p: Tensor, r: Tensor) -> Tensor:
+        x = 1 - 2 * lags / max(self.max_length - 1, 1)
+        return torch.relu(1 - (x - p).abs() / r)
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
         return f"channels={self.channels}, max_length={self.max_length}, points={self.points}"
-
-
-def _taps(x: Tensor, p: Tensor, r: Tensor, w: Tensor) -> Tensor:
-    """The kernel (D, T) at x (T,)."""
-    triangles = torch.relu(1 - (x - p[..., None]).abs() / r[..., None])
-    reached = (triangles != 0).sum(dim=1, dtype=w.dtype) + 1e-6
-    return (w[..., None] * triangles).sum(dim=1) / reached

@@ -188,9 +188,25 @@ def test_smpconv_in_float32_and_in_blocks(monkeypatch):
     whole = f(1000)
     gradients = torch.autograd.grad(whole.square().sum(), tuple(f.parameters()))
     monkeypatch.setattr("longconv.filters.smpconv._BLOCK_ELEMENTS", 4 * 30 * 77)
+    monkeypatch.setattr("longconv.filters.smpconv._SPARSE", 0.0)  # every tap from every point, in blocks
     assert_close(f(1000), whole.detach())
     for g, expected in zip(torch.autograd.grad(f(1000).square().sum(), tuple(f.parameters())), gradients, strict=True):
         assert_close(g, expected)
+
+
+def test_smpconv_finds_the_taps_of_every_point(monkeypatch):
+    """Points at both ends, on taps and between them, with radii that end on a tap, just before it and just after."""
+    M = 65  # a tap every 1/32
+    f = SMPConvFilter(1, M, points=6).double()
+    for _ in range(50):
+        with torch.no_grad():
+            f.weight_coord.copy_(torch.randint(-32, 33, (1, 6)) / 32 + torch.randint(-1, 2, (1, 6)) * 1e-9)
+            f.radius.copy_(torch.randint(1, 8, (1, 6)) / 32 + torch.randint(-1, 2, (1, 6)) * 1e-9)
+        for L in (M, 40):
+            monkeypatch.setattr("longconv.filters.smpconv._SPARSE", 9.0)
+            scattered = f(L)
+            monkeypatch.setattr("longconv.filters.smpconv._SPARSE", 0.0)
+            assert_close(scattered, f(L).detach())
 
 
 def test_smpconv_radii_are_held_within_limits_and_come_back():
