@@ -124,7 +124,7 @@ class HyenaFilterND(Filter):
         """Index of the tap at lag 0, for each axis."""
         return tuple(n - 1 if both else 0 for n, both in zip(self.shape, self.two_sided, strict=True))
 
-    def forward(self) -> Tensor:  # type: ignore[override]
+    def forward(self) -> Tensor:
         """Return all taps, (channels, K_1, ..., K_N) float32, lag 0 at `origin`."""
         axes = len(self.shape)
         with without_autocast(self.deltas.device):

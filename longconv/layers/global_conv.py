@@ -5,6 +5,7 @@
 Papers that propose a filter put it in this layer, each with its own choices: `SGConv`, `S4D` and `SMPConv` are those.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,12 @@ from .long_conv import (
     support,
 )
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "none": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "none": lambda x: x,
+}
 OUTPUTS = ("linear", "glu", "none")
 
 

@@ -99,10 +99,10 @@ class Hyena(Mixer):
         # The projections have biases, so padding is not zero by itself, neither here nor behind the short convolution.
         keep = None if mask is None else mask[:, None]
         u = u if keep is None else u * keep
+        short = None if state is None else state.short
         if cu_seqlens is not None:
-            u, short = short_conv(u, self.short_weight, self.short_bias, cu_seqlens=cu_seqlens), None
+            u = short_conv(u, self.short_weight, self.short_bias, cu_seqlens=cu_seqlens)
         else:
-            short = None if state is None else state.short
             u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
         *gates, v = u.chunk(self.order + 1, dim=1)
         dropping = self.training and self.dropout.p > 0
@@ -127,6 +127,7 @@ class Hyena(Mixer):
         y = self.out_proj(v.mT)
         if not return_state:
             return y
+        assert short is not None
         return y, HyenaState((state.position if state is not None else 0) + x.shape[1], short, tuple(long))
 
     def init_state(

@@ -25,8 +25,8 @@ class HyenaND(Mixer):
     with convolutions in two dimensions (or one). Along an axis the long filters are causal, as published (one
     quadrant: every pixel sees those above and to the left), or two-sided.
 
-    The authors' code divides the long convolution by the FFT's length 2n (and again multiplies nothing back); we do
-    not, and `load_hyena_nd_state_dict` has the factor go into the filter.
+    The authors' code divides the long convolution by the length 2n of its FFT, which nothing undoes. Here it is the
+    convolution itself, and `load_hyena_nd_state_dict` puts the factor into the filter.
 
     No masks and no stream: an image of another size, or a part of one, is not what the filters' positions are
     relative to. Images packed in one row go side by side.

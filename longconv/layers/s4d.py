@@ -9,7 +9,7 @@ from .global_conv import GlobalConv
 class S4D(GlobalConv):
     """Diagonal state space layer (Gu et al. 2022): a sum of damped exponentials, GELU, dropout of channels, GLU.
 
-    Streams as a recurrence, with a state of N complex numbers a channel, whatever the context.
+    Streams as a recurrence, with a state of N real numbers a channel, whatever the context.
 
     Args:
         channels: D.

@@ -50,7 +50,7 @@ class LongConvBlock(GradientCheckpointingLayer):
         # hands off the filters.
         for linear in (getattr(self.mixer, "out_proj", None), self.mlp.down):
             if isinstance(linear, nn.Linear):
-                linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5  # type: ignore[assignment]
+                linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
         for filter in self.mixer.modules():
             if isinstance(filter, Filter):
                 for module in filter.modules():

@@ -51,7 +51,7 @@ def test_distilled(case, tmp_path):
     save_model(student, tmp_path / "student")
     assert torch.equal(load_model(tmp_path / "student")(ids).logits, whole)
     if case == "smpconv":
-        # Its piecewise linear taps of 0.01 are differences of modes of 80: in float32 two of seven digits are left over.
+        # Its piecewise linear taps of 0.01 are differences of modes of 80, which float32 does not have the digits for.
         whole = student.double()(ids).logits
     with torch.no_grad():
         out = student(ids[:, :30], use_cache=True)

@@ -7,7 +7,7 @@ from numerics import assert_close
 from torch import nn
 
 from longconv.filters import Filter
-from longconv.layers import GlobalConv
+from longconv.layers import S4D, GlobalConv, SGConv, SMPConv
 
 D, L = 6, 19
 FILTER = {"name": "hyena", "order": 8}
@@ -163,3 +163,55 @@ def test_initialisation():
     assert 0.018 < layer.short_weight.std() < 0.022
     assert layer.out_proj.weight.abs().max() <= 400**-0.5
     assert abs(layer.out_proj.weight.std() * 1200**0.5 - 1) < 0.01
+
+
+# The papers' layers
+
+PAPERS = {
+    "sgconv": (SGConv, {"filter": {"name": "sgconv", "kernel_dim": 4}}, F.gelu),
+    "sgconv-glu": (SGConv, {"filter": {"name": "sgconv", "kernel_dim": 4}, "output": "glu"}, F.gelu),
+    "sgconv-two-sided": (SGConv, {"filter": {"name": "sgconv", "kernel_dim": 4}, "bidirectional": True}, F.gelu),
+    "s4d": (S4D, {"filter": {"name": "s4d", "state_size": 8}}, F.gelu),
+    "s4d-two-sided": (S4D, {"filter": {"name": "s4d", "state_size": 8}, "bidirectional": True}, F.gelu),
+    "smpconv": (SMPConv, {"filter": {"name": "smpconv", "points": 5, "radius": 0.3}}, F.relu),
+    "smpconv-two-sided": (SMPConv, {"filter": {"name": "smpconv", "radius": 0.3}, "bidirectional": True}, F.relu),
+}
+
+
+@pytest.mark.parametrize("case", PAPERS)
+def test_layers_of_papers_are_their_kernel_and_what_is_behind_it(case):
+    kind, options, activation = PAPERS[case]
+    layer = kind(D, 30, **options).double().eval()
+    kernel, x = layer.kernel(L), torch.randn(2, L, D, dtype=torch.float64)
+    z = torch.zeros_like(x)
+    for t in range(L):
+        for s in range(L):
+            if s <= t or not layer.causal:
+                z[:, t] += kernel[:, t - s + (0 if layer.causal else L - 1)] * x[:, s]
+    z = activation(z if layer.bias is None else z + layer.bias)
+    z = z @ layer.out_proj.weight.T + layer.out_proj.bias
+    assert_close(layer(x), z if layer.output == "linear" else z[..., :D] * torch.sigmoid(z[..., D:]))
+
+
+def test_parameters_of_papers_layers():
+    """As the authors' modules count them."""
+    H, N, d, taps = 64, 64, 64, 1024
+
+    def count(layer):
+        return sum(p.numel() for p in layer.parameters())
+
+    assert count(S4D(H)) == H + (H + 2 * H * N // 2 + 2 * H * N // 2) + 2 * H * H + 2 * H
+    scales = 1 + 4  # 1024 = 64 2^4
+    assert count(SGConv(H, taps)) == H + scales * H * d + H * H + H
+    assert count(SGConv(H, taps, bidirectional=True, output="glu")) == H + 2 * scales * H * d + 2 * (H * H + H)
+    assert count(SMPConv(H, taps)) == 30 * H * 3 + 5 * H + H + H * H + H
+
+
+def test_marks_and_dropout_of_papers_layers():
+    layer = SGConv(D, 30, dropout=0.5)
+    assert layer.out_proj.bias._optim == {"weight_decay": 0.0}
+    assert not hasattr(layer.skip, "_optim")
+    assert layer.tie_dropout
+    assert S4D(D, dropout=0.5).tie_dropout
+    assert S4D(D).is_recurrent
+    assert not SGConv(D, 30).is_recurrent

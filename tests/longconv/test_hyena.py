@@ -70,6 +70,13 @@ def test_steps_evaluate_the_implicit_filter_once():
     assert len(calls) == 1
 
 
+def test_packed_sequences_share_one_evaluation_of_the_filter():
+    layer, lengths = Hyena(6, 30), []
+    layer.long_filters[0].register_forward_hook(lambda _, arguments, taps: lengths.append(taps.shape[1]))
+    layer(torch.randn(1, 25, 6), cu_seqlens=torch.tensor([0, 3, 3, 14, 25]))
+    assert lengths == [11]
+
+
 def test_filters_can_be_replaced():
     layer, x = Hyena(6, 30), torch.randn(2, 17, 6)
     layer.long_filters[0] = ModalFilter(6, 4)

@@ -346,7 +346,7 @@ def test_bfloat16(variant):
     layer, x = make(variant), torch.randn(2, 20, D)
     expected = layer(x)
     layer, x = layer.bfloat16(), x.bfloat16()
-    assert all(p.dtype == torch.float32 for f in layer.long_filters for p in f.parameters() if variant != "hyena-modal")
+    assert all(p.dtype == torch.float32 for f in layer.long_filters for p in f.parameters())
     with torch.no_grad():
         y = layer(x)
         assert y.dtype == torch.bfloat16
@@ -436,6 +436,12 @@ def test_in_models(variant, tmp_path):
             LongConvForCausalLM(config)
     model, ids = kind(config).eval(), torch.randint(11, (2, 12))
     marks = {name: p._optim for name, p in model.named_parameters() if hasattr(p, "_optim")}
+    bare, mixer = build(variant), model.model.layers[0].mixer
+    linear = {id(p) for module in mixer.modules() if isinstance(module, torch.nn.Linear) for p in module.parameters()}
+    for key, parameter in mixer.named_parameters():
+        if id(parameter) not in linear and parameter.numel() >= 48:  # not those that the model initialises
+            published = bare.get_parameter(key)
+            assert 0.5 * published.std() - 1e-6 <= parameter.std() <= 2 * published.std() + 1e-6, key
     model.save_pretrained(tmp_path)
     loaded = kind.from_pretrained(tmp_path)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
