@@ -74,7 +74,8 @@ class Case:
         kernel: "package.module:function".
         signature: type of each argument that is no constant, as Triton writes it: "*fp32", "i64". With ":16" behind,
             its value (or address) is a multiple of 16, as it is for tensors that PyTorch allocates; with ":1" it is 1.
-            A launch compiles for these two anew, unless the kernel says `do_not_specialize`.
+            A launch compiles for these two anew, unless the kernel says `do_not_specialize`. An argument that is a
+            tuple has a tuple of types.
         constexprs: value of every other argument.
         num_warps: warps of a block.
         num_stages: stages of the loops that are pipelined.
@@ -83,7 +84,7 @@ class Case:
     """
 
     kernel: str
-    signature: Mapping[str, str]
+    signature: Mapping[str, Any]
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 2
@@ -116,7 +117,7 @@ class CompileReport:
 
 def compile_kernel(
     kernel: Any,
-    signature: Mapping[str, str],
+    signature: Mapping[str, Any],
     constexprs: Mapping[str, Any],
     target: Target,
     num_warps: int = 4,
@@ -140,14 +141,21 @@ def compile_kernel(
     wrong = sorted(set(names) ^ (set(signature) | set(constexprs))) or sorted(set(signature) & set(constexprs))
     if wrong:
         raise ValueError(f"every argument of {kernel.__name__} needs a type or a value, not both; see {wrong}")
-    types, constants, attributes = {}, dict(constexprs), {}
-    for i, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
-        types[name], _, known = signature.get(name, "constexpr").partition(":")
-        if known and not parameter.do_not_specialize:
+    constants: dict[Any, Any] = dict(constexprs)
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def specialise(type: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(type, tuple):
+            return tuple(specialise(inner, (*path, i)) for i, inner in enumerate(type))
+        type, _, known = type.partition(":")
+        if known and not kernel.params[path[0]].do_not_specialize:
             if known == "1":
-                types[name], constants[name] = "constexpr", 1
-            else:
-                attributes[(i,)] = [["tt.divisibility", int(known)]]
+                constants[path] = 1
+                return "constexpr"
+            attributes[path] = [["tt.divisibility", int(known)]]
+        return type
+
+    types = {name: specialise(signature.get(name, "constexpr"), (i,)) for i, name in enumerate(names)}
     source = ASTSource(kernel, types, constants, attributes)
     gpu = GPUTarget(target.backend, target.arch, target.warp_size)
     compiler_options = {"num_warps": num_warps, "num_stages": num_stages, **(options or {})}
@@ -176,19 +184,16 @@ def case_of(kernel: Any, arguments: Mapping[str, Any], config: Config, label: st
 
     Args:
         kernel: a function made by `triton.jit`, at the top level of a module that can be imported.
-        arguments: by name: tensors, numbers and None, the values of a launch.
+        arguments: by name: tensors, numbers, tuples of these, and None, the values of a launch.
         config: constants, warps and stages.
         label: see `Case`.
     """
-    signature, constexprs = {}, dict(config.constants)
+    signature, constexprs, constants = {}, dict(config.constants), _constants(kernel)
     for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            signature[name] = "*" + _TYPES[value.dtype] + (":16" if value.data_ptr() % 16 == 0 else "")
-        elif isinstance(value, int) and not isinstance(value, bool) and name not in _constants(kernel):
-            known = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
-            signature[name] = ("i32" if -(2**31) <= value < 2**31 else "i64") + known
-        else:
+        if value is None or name in constants:
             constexprs[name] = value
+        else:
+            signature[name] = _type_of(value)
     function = kernel.fn
     place = f"{function.__module__}:{function.__name__}"
     return Case(place, signature, constexprs, config.num_warps, config.num_stages, label or function.__name__)
@@ -276,6 +281,17 @@ def _cuda_resources(cubin: bytes) -> tuple[int, int]:
         command = [str(tool), "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return _number(r"REG:(\d+)", text), _number(r"STACK:(\d+)", text) + _number(r"LOCAL:(\d+)", text)
+
+
+def _type_of(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_type_of, value))
+    if isinstance(value, Tensor):
+        return "*" + _TYPES[value.dtype] + (":16" if value.data_ptr() % 16 == 0 else "")
+    if isinstance(value, float):
+        return "fp32"
+    known = ":1" if value == 1 else ":16" if value % 16 == 0 else ""
+    return ("i32" if -(2**31) <= value < 2**31 else "i64") + known
 
 
 def _constants(kernel: Any) -> set[str]:

@@ -39,8 +39,8 @@ def triton_available(device: torch.device) -> bool:
     return triton_unavailable(device) is None
 
 
-# What `torch.compiler.assume_constant_result` does, which would import all of dynamo now: the answers are constants of a
-# compiled graph, like the device.
+# What `torch.compiler.assume_constant_result` does, which would import all of dynamo now: the answers are constants
+# of a compiled graph, like the device.
 interpreting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 triton_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

@@ -8,7 +8,7 @@ kernels (FFT): `longconv.kernels.fftconv`.
 On a CPU, forward it is grouped `conv1d`, which no form tried here beats: K shifted multiply-adds, or products with
 Toeplitz blocks (3.9 / 3.4 / 8.3 / 48 ms at K = 16 / 32 / 64 / 128, against 2.5 / 2.1 / 3.2 / 4.9). Backward, autograd
 of `conv1d` is the best for few taps, and from K = 8 on the operator is, with a gradient of the taps of its own. Forward
-+ backward of (4, 256, 1024), float32, AMD EPYC, CPU time of one core in ms, median of interleaved runs on a busy machine:
++ backward of (4, 256, 1024), float32, AMD EPYC, CPU ms of one core, median of interleaved runs on a busy machine:
 
     K                                        3      8     16     64    128
     conv1d's autograd                      4.4   17.9   23.3   55.0  109.0

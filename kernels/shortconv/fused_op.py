@@ -101,20 +101,20 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, dy):  # type: ignore[no-untyped-def]
     tensors, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:5])
-    options = (ctx.left, ctx.right, ctx.silu)
+    options = {"left": ctx.left, "right": ctx.right, "silu": ctx.silu}
     if torch.is_grad_enabled():
         grads = _differentiable_gradients(dy, tensors, options, needs)
     else:
-        grads = gated_short_conv_backward_op(dy, *tensors, *options, needs)
+        grads = gated_short_conv_backward_op(dy, *tensors, **options, needs=needs)
     return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None, None
 
 
 def _differentiable_gradients(
-    dy: Tensor, tensors: Any, options: tuple[int, int, bool], needs: list[bool]
+    dy: Tensor, tensors: Any, options: dict[str, Any], needs: list[bool]
 ) -> list[Tensor | None]:
     wanted = [x for x, need in zip(tensors, needs, strict=False) if need]
     with torch.autocast(dy.device.type, enabled=False):
-        y = composite(direct.convolve, *tensors, *options)
+        y = composite(direct.convolve, *tensors, **options)
         found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(found) if need else None for need in needs]
 

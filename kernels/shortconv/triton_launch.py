@@ -18,8 +18,10 @@ from .layout import channels_last, laid_out_as
 # Programs that share the sum over time of the gradients of taps and bias: enough for the largest GPUs. It does not
 # depend on the device, so neither does the order of the sum.
 PROGRAMS = 2048
-# Elements of a tile for each warp, and warps, the preferred pair first.
-TILES = ((256, 4), (512, 4), (256, 8), (128, 4))
+# Elements of a tile for each warp, and warps, the preferred pair first: for kernels that keep sums over time for every
+# element, and for others; with samples contiguous, and with channels, where more samples use a tap that was read.
+SUMMING_TILES = {"first": ((128, 4), (64, 4)), "last": ((128, 8), (64, 8))}
+TILES = {"first": ((256, 4), (128, 4)), "last": ((512, 4), (256, 4))}
 
 
 def forward(
@@ -93,7 +95,7 @@ def backward(
         if du is not None or dpre is not None:
             _launch(kernels.input_gradient_kernel, (B, D, L), arguments, {"K": K})
         if summing:
-            taps = {"K": K, "TAPS": min(K, int(kernels.UNROLLED))}
+            taps = {"K": K, "TAPS": min(K, kernels.TAPS_AT_ONCE)}
             sums = _launch_sum(kernels.tap_gradient_kernel, (B, D, T), arguments, taps, True)
     dweight = None if sums is None else sums[:K].mT.to(weight.dtype)
     dbias = None if sums is None or bias is None else sums[K].to(bias.dtype)
@@ -174,21 +176,21 @@ def _choose(
     start: Callable[[Config], object],
 ) -> Config:
     u, (_, D, T) = arguments["u"][0], shape
-    last = channels_last(u)
-    traits = (str(u.dtype).removeprefix("torch."), bucket(D), *constants.values(), "last" if last else "first")
-    return choose(kernel.fn.__name__, T, traits, _candidates(D, T, last, constants), u.device, start)
+    layout = "last" if channels_last(u) else "first"
+    traits = (str(u.dtype).removeprefix("torch."), bucket(D), *constants.values(), layout)
+    tiles = (SUMMING_TILES if "sums" in kernel.arg_names else TILES)[layout]
+    candidates = [_config(size, warps, D, T, layout, constants) for size, warps in tiles]
+    return choose(kernel.fn.__name__, T, traits, candidates, u.device, start)
 
 
-def _candidates(D: int, T: int, last: bool, constants: dict[str, Any]) -> list[Config]:
-    """Tiles: long in time if that is contiguous; about square if channels are, since y is the other way round."""
-    found = []
-    for elements, warps in TILES:
-        size = elements * warps
-        BD = min(bucket(D), 32) if last else min(bucket(D), max(size // 512, size // bucket(T)))
-        tile = {"BD": BD, "BL": min(bucket(T), max(1, size // BD))}
-        # A tile that is turned round passes through shared memory, as float32 at most and padded.
-        found.append(Config(constants | tile, num_warps=warps, num_stages=1, shared_bytes=8 * BD * tile["BL"]))
-    return found
+def _config(size: int, warps: int, D: int, T: int, layout: str, constants: dict[str, Any]) -> Config:
+    """Tiles that are long in time if that is contiguous; about square if channels are, as y is the other way round."""
+    size *= warps
+    widest = max(1, size // 512, size // bucket(T)) if layout == "first" else 32 if size >= 1024 else 16
+    BD = min(bucket(D), widest)
+    BL = min(bucket(T), max(1, size // BD))
+    # A tile that is turned round passes through shared memory, as float32 at most and padded.
+    return Config(constants | {"BD": BD, "BL": BL}, num_warps=warps, num_stages=1, shared_bytes=8 * BD * BL)
 
 
 def _start(kernel: Any, programs: int, arguments: dict[str, Any], config: Config) -> None:

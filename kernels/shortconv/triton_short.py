@@ -27,9 +27,12 @@ import triton
 import triton.language as tl
 
 FUSED_TAPS = 4
-# Loops over so many taps are unrolled; so many gradients of taps are summed at once.
-UNROLLED = tl.constexpr(8)
-LENGTHS = ["L", "T", "shift", "tiles", "tiles_per_program"]  # compiled once for all values
+# So many gradients of taps are summed at once.
+TAPS_AT_ONCE = 8
+# Loops over so many taps are unrolled. With more, the compiler starts all their reads at once, and runs out of registers.
+UNROLLED = tl.constexpr(4)
+# Compiled once for all values. Lengths are not among them: where they are multiples of 16, reads and writes are wide.
+COUNTS = ["tiles", "tiles_per_program"]
 
 
 @triton.jit
@@ -134,7 +137,7 @@ def _activate(z, SILU: tl.constexpr):
         return z, tl.full(z.shape, 1.0, tl.float32)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit
 def forward_kernel(
     y, u, weight, bias, pre, post, bounds, D, L, T, shift,
     K: tl.constexpr, SILU: tl.constexpr, BD: tl.constexpr, BL: tl.constexpr,
@@ -151,7 +154,7 @@ def forward_kernel(
     _store(y, value, b, d, t, inside)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit
 def activation_gradient_kernel(
     dz, dpost, dy, u, weight, bias, pre, post, bounds, D, L, T, shift,
     K: tl.constexpr, SILU: tl.constexpr, BD: tl.constexpr, BL: tl.constexpr,
@@ -171,7 +174,7 @@ def activation_gradient_kernel(
     _store(dz, gradient * slope, b, d, t, inside)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit
 def input_gradient_kernel(
     du, dpre, dz, u, weight, pre, bounds, D, L, T, shift,
     K: tl.constexpr, BD: tl.constexpr, BL: tl.constexpr,
@@ -190,7 +193,7 @@ def input_gradient_kernel(
         _store(du, dv, b, d, t, inside)
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=COUNTS)
 def tap_gradient_kernel(
     sums, dz, u, pre, bounds, D, L, T, shift, tiles, tiles_per_program,
     K: tl.constexpr, TAPS: tl.constexpr, BD: tl.constexpr, BL: tl.constexpr,
@@ -231,7 +234,7 @@ def tap_gradient_kernel(
     tl.store(out + K * D + channel, tl.sum(total, 1), mask=channel < tl.where(tap == 0, D, 0))
 
 
-@triton.jit(do_not_specialize=LENGTHS)
+@triton.jit(do_not_specialize=COUNTS)
 def backward_kernel(
     du, dpre, dpost, sums, dy, u, weight, bias, pre, post, bounds, D, L, tiles, tiles_per_program,
     SHIFT: tl.constexpr, K: tl.constexpr, SILU: tl.constexpr, BD: tl.constexpr, BL: tl.constexpr,
