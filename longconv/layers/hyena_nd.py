@@ -151,6 +151,17 @@ class HyenaND(Mixer):
         behind = k[:, : origin[0]].flip(-1) if origin[0] else None
         return fft_conv(v, k[:, origin[0] :], k_reverse=behind, skip=skip)
 
+    @property
+    def lookahead(self) -> int | None:
+        """See `Mixer.lookahead`: along the row of pixels; None if the first axis is two-sided."""
+        if self.bidirectional[0]:
+            return None
+        reach = [min(ahead, size - 1) for ahead, size in zip(self._short_ahead, self.shape, strict=True)]
+        if len(reach) == 1:
+            return reach[0]
+        W = self.shape[1]
+        return reach[0] * W + (W - 1 if self.bidirectional[1] else reach[1])
+
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
         return f"channels={self.channels}, shape={self.shape}, order={self.order}, bidirectional={self.bidirectional}"

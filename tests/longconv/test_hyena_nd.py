@@ -136,6 +136,19 @@ def test_which_pixels_a_pixel_sees():
         assert torch.equal(gradient > 1e-10 * gradient.max(), seen), (both, center)
 
 
+@pytest.mark.parametrize("both", [False, (False, True), True], ids=str)
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("shape", [(H, W), (1, W), (H, 1), (W,)])
+def test_how_far_ahead_of_the_first_pixel(shape, center, both):
+    if len(shape) == 1 and not isinstance(both, bool):
+        both = both[:1]
+    layer = HyenaND(D, shape=shape, bidirectional=both, filter=FILTER, short_center=center).double()
+    x = torch.randn(1, math.prod(shape), D, dtype=torch.float64, requires_grad=True)
+    gradient = torch.autograd.grad(layer(x)[0, 0].sum(), x)[0][0].abs().sum(1)
+    last = int((gradient > 1e-10 * gradient.max()).nonzero().max())
+    assert last == (len(x[0]) - 1 if layer.lookahead is None else layer.lookahead)
+
+
 def test_packed_images_and_errors():
     layer, x = HyenaND(D, shape=(H, W), filter=FILTER), torch.randn(3, H * W, D)
     packed = layer(x.view(1, -1, D), cu_seqlens=torch.tensor([0, 35, 70, 105]))
