@@ -1,6 +1,7 @@
 """Benchmarks of operators against the alternatives, one file each; run as `longconv bench NAME`.
 
 fftconv.py   long convolution: torch.fft, scipy, julius, fft-conv-pytorch
+dilated.py   dilated convolution and multiresolution trees: F.conv1d
 stages.py    where its time goes on a CPU, against the floor of its transforms
 harness.py   what they share: oracle gate, interleaved timing, peak memory
 report.py    the columns of a row, CSV file, table and plot
@@ -10,9 +11,9 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import fftconv, stages
+from . import dilated, fftconv, stages
 
 #: The functions behind `longconv bench NAME`.
-BENCHMARKS: dict[str, Callable[..., list[Any]]] = {"fftconv": fftconv.run, "stages": stages.run}
+BENCHMARKS: dict[str, Callable[..., list[Any]]] = {"fftconv": fftconv.run, "dilated": dilated.run, "stages": stages.run}
 
 __all__ = ["BENCHMARKS"]

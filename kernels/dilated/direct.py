@@ -11,7 +11,7 @@ times slower than that; a multiply-add for each tap costs what passing over a bl
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +190,7 @@ def dense(u: Tensor) -> Tensor:
 
 
 def blocks(
-    shape: tuple[int, int, int], is_channels_last: bool, device: torch.device
+    shape: Sequence[int], is_channels_last: bool, device: torch.device
 ) -> Iterator[tuple[slice, slice, list[slice]]]:
     """Yield slices of the batch and of channels, each with the slices of time to go through for them."""
     B, D, T = shape
@@ -234,7 +234,7 @@ def composite(
         return y.to(u.dtype)
     T, K = u.shape[-1], k.shape[1]
     behind = F.pad(index, (left, right), value=-1)
-    total = 0 if b is None else b[:, None].expand(u.shape)
+    total = torch.zeros_like(x[..., :T]) if b is None else b[:, None].expand(u.shape)
     for s in range(K):
         at = (K - 1 - s) * dilation
         seen = torch.where(behind[at : at + T] == index, x[..., at : at + T], 0)

@@ -21,7 +21,7 @@ BLOCK, STRETCH = 1024, 16384
 
 
 @triton.jit
-def _conv_kernel(
+def _conv_kernel(  # type: ignore[no-untyped-def]
     u_ptr, k_ptr, bias_ptr, index_ptr, y_ptr, D, L, T, left, dilation, blocks,
     K: tl.constexpr, HAS_BIAS: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -47,7 +47,7 @@ def _conv_kernel(
 
 
 @triton.jit
-def _weight_grad_kernel(
+def _weight_grad_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, u_ptr, index_ptr, part_ptr, D, L, T, left, dilation, stretches, steps,
     K: tl.constexpr, PACKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip

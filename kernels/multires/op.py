@@ -52,7 +52,8 @@ def compose(x: Tensor, h0: Tensor, h1: Tensor, w: Tensor, counts: list[int], cu_
 
     if cu_seqlens is not None and torch._C._are_functorch_transforms_active():
         index = direct.sequence_index(cu_seqlens, x.shape[-1])
-    return tree.composite(*(t.to(dtype) for t in (x, h0, h1, w)), counts, conv).to(x.dtype)
+    filters = h0.to(dtype), h1.to(dtype), w.to(dtype)
+    return tree.composite(x.to(dtype), *filters, counts, conv).to(x.dtype)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

@@ -56,7 +56,8 @@ def chunk(
     def conv_details(j: int, b: Tensor, taps: Tensor, dilation: int) -> Tensor:
         return conv(len(counts) + long.index(j), b, taps, dilation)
 
-    y = tree.composite(*(t.to(dtype) for t in (x, h0, h1, w)), counts, conv, conv_details)
+    filters = h0.to(dtype), h1.to(dtype), w.to(dtype)
+    y = tree.composite(x.to(dtype), *filters, counts, conv, conv_details)
     after = [extended[i][..., extended[i].shape[-1] - r :] if r else windows[i] for i, r in enumerate(state.reaches)]
     return y.to(x.dtype), DelayLines(after, state.dilations)
 

@@ -158,9 +158,8 @@ def _through_tree(
             if sums is not None:
                 products = torch.zeros_like(sums[1])
                 correlate(products, grad, levels[j], back)
-                taps = torch.stack(f.h1)[..., 0]
                 sums[1] += products * f.w[column][:, 0]
-                sums[2][column] += (products * taps).sum(0)
+                sums[2][column] += (products * torch.stack(f.h1)[..., 0]).sum(0)
         elif count:
             taps = f.w[column : column + count]
             b_bar = torch.empty_like(grad)
@@ -184,4 +183,4 @@ def _lags(taps: Taps, dilation: int) -> list[int]:
 
 def _blocks(x: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of the batch and of channels; whole rows, because a level sees as far back as a row reaches."""
-    return ((rows, channels) for rows, channels, _ in direct.blocks(tuple(x.shape), False, x.device))
+    return ((rows, channels) for rows, channels, _ in direct.blocks(x.shape, False, x.device))
