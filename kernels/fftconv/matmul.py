@@ -35,6 +35,7 @@ def fft_conv_matmul(
     pre_gate: Tensor | None = None,
     post_gate: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
     *,
     max_length: int | None = None,
 ) -> Tensor:
@@ -43,6 +44,7 @@ def fft_conv_matmul(
     Args:
         u, k, skip, k_reverse, circular, pre_gate, post_gate: as in `fft_conv`, in the order of the operator.
         cu_seqlens: must be None.
+        impl: taken because the operator has it; this is yet another way.
         max_length: with a symbolic length L and a long kernel, the largest L there will be; every call costs as much
             as that one.
 

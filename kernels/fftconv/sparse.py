@@ -23,7 +23,9 @@ is that of the mask that keeps all.
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,10 +34,11 @@ from torch.nn.functional import pad
 from .checks import check_companions, check_rows
 from .fft import fft_, ifft_
 from .mask import SpectrumMask
+from .monarch import unavailable
 from .plan import CircularPlan
 from .spectral_op import Operator
 
-IMPLEMENTATIONS = ("auto", "torch", "reference")
+IMPLEMENTATIONS = ("auto", "torch", "triton", "reference")
 
 
 def fft_conv_sparse(
@@ -68,7 +71,8 @@ def fft_conv_sparse(
         circular: indices wrap modulo L (also for K > L).
         pre_gate: (B, D, L), multiplies the input.
         post_gate: (B, D, L), multiplies the output.
-        impl: "torch" (what "auto" takes) or "reference" (float64, all bins).
+        impl: "torch"; "triton", which "auto" takes on a GPU if the points inside one of the mask's outer factors are a
+            size that its kernels have (256 ... 8,192); or "reference" (float64, all bins).
 
     Returns:
         y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is. Under autocast u and the
@@ -85,7 +89,9 @@ def fft_conv_sparse(
         return fft_conv_sparse_reference(
             u, k, mask, skip=skip, circular=circular, pre_gate=pre_gate, post_gate=post_gate
         )
-    config = [int(circular), int(mask.symmetric), *mask.factors, *mask.kept]
+    if impl == "triton" and (reason := _no_tile(mask, u, k, skip, pre_gate, post_gate)):
+        raise ValueError(f"impl='triton' cannot be had, because {reason}; use 'auto' or 'torch'")
+    config = [IMPLEMENTATIONS.index(impl), int(circular), int(mask.symmetric), *mask.factors, *mask.kept]
     return OPERATOR(u, k, skip, pre_gate, post_gate, config)
 
 
@@ -101,7 +107,7 @@ def fft_conv_sparse_reference(
 ) -> Tensor:
     """Evaluate the definition in `fft_conv_sparse` with complex float64 FFTs. Differentiable."""
     v = u.double() if pre_gate is None else pre_gate.double() * u.double()
-    k = _fold(k.double(), mask.n) if circular else k.double()
+    k = fold(k.double(), mask.n) if circular else k.double()
     if v.numel() == 0:  # the FFT library takes no empty batch
         y = v + 0 * k.sum()
     else:
@@ -152,7 +158,7 @@ class _MaskedPlan:
 
     def filter_spectrum(self, k: Tensor) -> Tensor:
         """Masked spectrum of taps k (D, K)."""
-        return self.forward(_fold(k, self.period)).mul_(self.weights)
+        return self.forward(fold(k, self.period)).mul_(self.weights)
 
     def filter_gradient(self, G: Tensor, out: Tensor) -> None:
         """Write the gradient of the taps, out (D, K), given its conjugate spectrum G without the mask."""
@@ -172,7 +178,7 @@ class RowsPlan(_MaskedPlan):
     """
 
     def __init__(self, mask: SpectrumMask, outer: int, dtype: torch.dtype, device: torch.device) -> None:
-        rows, weights = _rows_and_weights(mask, outer)
+        rows, weights = rows_and_weights(mask, outer)
         self.period, self.inner, self.rows = mask.n, mask.n // outer, len(rows)
         self.n = max(self.rows * self.inner, mask.n // 4)  # a spectrum may take less memory than the samples do
         self.weights = weights.to(dtype).to(device)
@@ -225,7 +231,7 @@ class DensePlan(_MaskedPlan):
         return self.circle.inverse(X, out, conj)
 
 
-def _rows_and_weights(mask: SpectrumMask, outer: int) -> tuple[Tensor, Tensor]:
+def rows_and_weights(mask: SpectrumMask, outer: int) -> tuple[Tensor, Tensor]:
     """Rows (R,) of the outer DFT that are needed, and the weights (R, n / outer) of their bins.
 
     The real part of a row's contribution is that of its mirror image, row -r: one of the two stands for both.
@@ -256,7 +262,7 @@ def _planar(z: Tensor) -> Tensor:
     return planar
 
 
-def _fold(k: Tensor, period: int) -> Tensor:
+def fold(k: Tensor, period: int) -> Tensor:
     """Sum taps (D, K) that are a period apart."""
     if k.shape[-1] <= period:
         return k
@@ -271,19 +277,58 @@ def _cost(mask: SpectrumMask, outer: int, length: int) -> float:
     """Rough time of a row in ns: FFTs, passes over memory, matrix products, at speeds measured on one core."""
     if outer == 1:
         return mask.n / 2 * (0.25 * math.log2(mask.n) + 2)
-    rows, inner = len(_rows_and_weights(mask, outer)[0]), mask.n // outer
+    rows, inner = len(rows_and_weights(mask, outer)[0]), mask.n // outer
     return rows * inner * (0.25 * math.log2(inner) + 2.5) + 0.1 * rows * length
+
+
+def _mask(config: Sequence[int]) -> SpectrumMask:
+    _, _, symmetric, *bounds = config
+    factors, kept = bounds[: len(bounds) // 2], bounds[len(bounds) // 2 :]
+    return SpectrumMask(math.prod(factors), tuple(factors), tuple(kept), bool(symmetric))
 
 
 @lru_cache(maxsize=32)
 def _make_plan(
     grid: tuple[int, ...], taps: tuple[int, ...], config: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> _MaskedPlan:
-    _, symmetric, *bounds = config
-    factors, kept = bounds[: len(bounds) // 2], bounds[len(bounds) // 2 :]
-    mask = SpectrumMask(math.prod(factors), tuple(factors), tuple(kept), bool(symmetric))
+    mask, factors = _mask(config), _mask(config).factors
     outer = min((math.prod(factors[:i]) for i in range(len(factors))), key=lambda outer: _cost(mask, outer, grid[0]))
     return DensePlan(mask, dtype, device) if outer == 1 else RowsPlan(mask, outer, dtype, device)
 
 
-OPERATOR = Operator("fft_conv_sparse", _make_plan)
+def _no_tile(mask: SpectrumMask, u: Tensor, *others: Tensor | None) -> str | None:
+    """Say why the Triton kernels cannot be had, in words that follow "because"; None if they can."""
+    if reason := unavailable(u, *others):
+        return reason
+    from .monarch.sparse import find_tile
+
+    if find_tile(mask, u.dtype, u.device) is None:
+        return f"no outer factor of {mask.factors} leaves a transform of the sizes that the kernels have"
+    return None
+
+
+class _Kernels:
+    """The Triton kernels for a mask, as `Operator` calls them."""
+
+    def __init__(self, mask: SpectrumMask, u: Tensor) -> None:
+        from .monarch import sparse
+
+        self._sparse, self._arguments = sparse, (mask, sparse.find_tile(mask, u.dtype, u.device))
+
+    def conv_forward(self, *args: Any) -> Tensor:
+        """Arguments as in `spectral.conv_forward`, without the plan."""
+        return self._sparse.conv_forward(*self._arguments, *args)
+
+    def conv_backward(self, *args: Any) -> list[Tensor]:
+        """Arguments as in `spectral.conv_backward`, without the plan."""
+        return self._sparse.conv_backward(*self._arguments, *args)
+
+
+def _kernels(config: Sequence[int], u: Tensor, *others: Tensor | None) -> _Kernels | None:
+    impl, mask = IMPLEMENTATIONS[config[0]], _mask(config)
+    if impl == "torch" or (impl == "auto" and u.device.type == "cpu") or _no_tile(mask, u, *others):
+        return None
+    return _Kernels(mask, u)
+
+
+OPERATOR = Operator("fft_conv_sparse", _make_plan, _kernels)

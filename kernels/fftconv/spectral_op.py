@@ -18,6 +18,10 @@ from .transforms import add, changed, fold, in_torch_func, lower, unfold
 # (grid, taps, config, dtype of the arithmetic, device) -> plan
 MakePlan = Callable[[tuple[int, ...], tuple[int, ...], tuple[int, ...], torch.dtype, torch.device], SpectralPlan]
 
+# (config, u, k, skip, gates) -> something with `conv_forward` and `conv_backward` as in spectral.py, without the plan;
+# None for the plan's transforms
+MakeKernels = Callable[..., Any]
+
 # The differentiable arguments in order, and which of their dimensions are the channels.
 _TENSORS = ("u", "k", "skip", "pre_gate", "post_gate")
 _CHANNELS = (1, 0, 0, 1, 1)
@@ -28,13 +32,13 @@ _FACTORS = ({"u"}, {"k", "skip"}, {"pre_gate"}, {"post_gate"})
 class Operator:
     """``longconv::<name>``: called with (u, k, skip, pre_gate, post_gate, config), see `spectral.conv_forward`.
 
-    `config` holds the operator's own integers, for `make_plan`. Saved for the backward pass are the inputs only:
-    spectra are recomputed. Registered are fake kernels, autograd of any order, vmap, the
-    transformations of torch.func, and autocast.
+    `config` holds the operator's own integers, for `make_plan` and `make_kernels`. Saved for the backward pass are the
+    inputs only: spectra are recomputed. Registered are fake kernels, autograd of any order, vmap, the transformations
+    of torch.func, and autocast.
     """
 
-    def __init__(self, name: str, make_plan: MakePlan) -> None:
-        self.forward, self.backward = _register(name, make_plan)
+    def __init__(self, name: str, make_plan: MakePlan, make_kernels: MakeKernels | None = None) -> None:
+        self.forward, self.backward = _register(name, make_plan, make_kernels)
         self._register_autograd()
         for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
             torch.library.impl(f"longconv::{name}", key, _autocast_kernel(self.forward, device_type))
@@ -127,7 +131,7 @@ class Operator:
         ], channels
 
 
-def _register(name: str, make_plan: MakePlan) -> tuple[Any, Any]:
+def _register(name: str, make_plan: MakePlan, make_kernels: MakeKernels | None) -> tuple[Any, Any]:
     def plan(u: Tensor, k: Tensor, config: Sequence[int]) -> SpectralPlan:
         dtype = compute_dtype(u, k)
         return make_plan(tuple(u.shape[2:]), tuple(k.shape[1:]), tuple(config), dtype, u.device)
@@ -141,7 +145,10 @@ def _register(name: str, make_plan: MakePlan) -> tuple[Any, Any]:
         post_gate: Tensor | None,
         config: list[int],
     ) -> Tensor:
-        return spectral.conv_forward(plan(u, k, config), u, k, skip, pre_gate, post_gate)
+        tensors = (u, k, skip, pre_gate, post_gate)
+        if make_kernels and (kernels := make_kernels(config, *tensors)):
+            return kernels.conv_forward(*tensors)
+        return spectral.conv_forward(plan(u, k, config), *tensors)
 
     @torch.library.custom_op(f"longconv::{name}_backward", mutates_args=())
     def backward(
@@ -154,7 +161,10 @@ def _register(name: str, make_plan: MakePlan) -> tuple[Any, Any]:
         config: list[int],
         needs: list[bool],
     ) -> list[Tensor]:
-        return spectral.conv_backward(plan(u, k, config), dy, u, k, skip, pre_gate, post_gate, needs)
+        tensors = (u, k, skip, pre_gate, post_gate)
+        if make_kernels and (kernels := make_kernels(config, *tensors)):
+            return kernels.conv_backward(dy, *tensors, needs)
+        return spectral.conv_backward(plan(u, k, config), dy, *tensors, needs)
 
     @forward.register_fake
     def _(u, k, skip, pre_gate, post_gate, config):  # type: ignore[no-untyped-def]

@@ -34,12 +34,12 @@ def conv_forward(
 ) -> Tensor:
     """Evaluate `fft_conv` (see there for shapes); `ends` are the values of `cu_seqlens`."""
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    u, pre, post = _readable(u), _readable(pre_gate), _readable(post_gate)
+    u, pre, post = readable(u), readable(pre_gate), readable(post_gate)
     for rows in _groups(u, ends, circular):
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
         cut = _choose(u, rows, taps)
         if isinstance(cut, Outer):
-            long_run.forward(rows, cut, taps, u, pre, y, post)
+            long_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
         else:
             fused_run.forward(rows, cut, taps, u, pre, y, post)
     return y
@@ -66,15 +66,18 @@ def conv_backward(
     du, dk, dskip, dk_reverse, dpre, dpost = (
         grad if need and x is not None else None for grad, need, x in zip(grads, needs, inputs, strict=True)
     )
-    dy, u, pre, post = _readable(dy), _readable(u), _readable(pre_gate), _readable(post_gate)
+    dy, u, pre, post = readable(dy), readable(u), readable(pre_gate), readable(post_gate)
     needs_filter = not (dk is None and dskip is None and dk_reverse is None)
     for rows in _groups(u, ends, circular):
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
         cut = _choose(u, rows, taps)
-        backward = long_run.backward if isinstance(cut, Outer) else fused_run.backward
-        found = backward(rows, cut, taps, u, pre, dy, post, du, dpre, dpost, needs_filter)
+        arguments = (u, pre, dy, post, du, dpre, dpost, needs_filter)
+        if isinstance(cut, Outer):
+            found = long_run.backward(rows, _spectrum(cut, taps, u), *arguments)
+        else:
+            found = fused_run.backward(rows, cut, taps, *arguments)
         if found is not None:
-            _add_filter_gradients(*found, dk, dskip, dk_reverse, circular, rows.longest)
+            _add_filter_gradients(found[0], found[1], dk, dskip, dk_reverse, circular, rows.longest)
     return grads
 
 
@@ -83,7 +86,11 @@ def _choose(u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor]) -> Frames | Oute
     return choose(rows.count, rows.longest, K, K_reverse, u.dtype, shared_memory_limit(u.device))
 
 
-def _readable(x: Tensor | None) -> Tensor:
+def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:
+    return long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, u.dtype, u.device))
+
+
+def readable(x: Tensor | None) -> Tensor:
     """x itself, if the kernels can read it fast: samples side by side, and 32 bits for offsets in a few rows."""
     if x is None or (x.stride(2) in (0, 1) and 16 * x.stride(0) < _INT32):
         return x  # type: ignore[return-value]

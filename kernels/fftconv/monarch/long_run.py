@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from longconv.kernels.gpu.device import on_device_of
 
 from . import tables
-from .configs import Outer, Tile
+from .configs import Tile
 from .fused_run import Rows, Taps, precision, strides
 
 # Bytes of spectra between the kernels. More means fewer launches; less may stay in the L2 cache.
@@ -19,21 +20,33 @@ SCRATCH_BYTES = 2**28
 BLOCK_J, BLOCK_T, BLOCK_M = 128, 64, 64
 
 
-def forward(rows: Rows, cut: Outer, taps: Taps, u: Tensor, pre: Tensor | None, y: Tensor, post: Tensor | None) -> None:
-    """y = post * conv(pre * u) for the given rows; all (B, D, L)."""
-    passes = Pass(rows, outer_tables(cut.tile, cut.P, u.dtype, u.device), u.dtype)
+class Spectrum(Protocol):
+    """A filter, as `forward` and `backward` use it: chunks of channels `d` at a time."""
+
+    outer: "OuterTables"
+    skip: Tensor | None  # (D,) weights of the input itself, besides the filter
+
+    def planes(self, d: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The spectrum (channels, 2, J, M1, M2) in the dtype of the kernels, and its scale (channels,)."""
+
+    def gradient(self, g: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of what the filter is made of, from that of its spectrum, (channels, J, M1, M2)."""
+
+
+def forward(rows: Rows, filter: Spectrum, u: Tensor, pre: Tensor | None, y: Tensor, post: Tensor | None) -> None:
+    """y = post * (conv(v) + skip v), v = pre * u, for the given rows; all (B, D, L)."""
+    passes = Pass(rows, filter.outer, u.dtype)
     for d, batches in passes.chunks(u.shape[1], 1):
-        kf, scale = passes.filter(taps, d)
+        kf, scale = filter.planes(d, u.dtype)
         for b in batches:
             s = passes.outer_dft(u, pre, d, b)
             passes.inner(d, b, s, None, kf, None, convolve=True)
-            passes.outer_inverse(s, scale, [(y, post)], d, b)
+            passes.outer_inverse(s, scale, filter.skip, u, pre, [(y, post)], d, b)
 
 
 def backward(
     rows: Rows,
-    cut: Outer,
-    taps: Taps,
+    filter: Spectrum,
     u: Tensor,
     pre: Tensor | None,
     dy: Tensor,
@@ -42,13 +55,13 @@ def backward(
     dpre: Tensor | None,
     dpost: Tensor | None,
     needs_filter: bool,
-) -> Taps | None:
-    """Write the gradients that are given, and return those of the taps if they are needed."""
-    passes = Pass(rows, outer_tables(cut.tile, cut.P, u.dtype, u.device), u.dtype)
+) -> tuple[Tensor, ...] | None:
+    """Write the gradients that are given, and return those of the filter if they are needed."""
+    passes = Pass(rows, filter.outer, u.dtype)
     inputs = [(x, gate) for x, gate in ((du, pre), (dpre, u)) if x is not None]
     found = []
     for d, batches in passes.chunks(u.shape[1], 2):
-        kf, scale = passes.filter(taps, d)
+        kf, scale = filter.planes(d, u.dtype)
         g = passes.room_for_gradient(d) if needs_filter else None
         for b in batches:
             s = passes.outer_dft(u, pre, d, b) if needs_filter or dpost is not None else None
@@ -56,16 +69,13 @@ def backward(
             passes.inner(d, b, s, z, kf, g, convolve=dpost is not None, adjoint=bool(inputs))
             if dpost is not None:
                 assert s is not None
-                passes.outer_inverse(s, scale, [(dpost, dy)], d, b)
+                passes.outer_inverse(s, scale, filter.skip, u, pre, [(dpost, dy)], d, b)
             if inputs:
                 assert z is not None
-                passes.outer_inverse(z, scale, inputs, d, b)
+                passes.outer_inverse(z, scale, filter.skip, dy, post, inputs, d, b)
         if g is not None:
-            found.append(taps_of(torch.complex(g[:, 0], g[:, 1]), *(side.shape[1] for side in taps)))
-    if not needs_filter:
-        return None
-    causal, reverse = zip(*found, strict=True)
-    return torch.cat(causal), torch.cat(reverse)
+            found.append(filter.gradient(torch.complex(g[:, 0], g[:, 1])))
+    return tuple(map(torch.cat, zip(*found, strict=True))) if needs_filter else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +127,25 @@ def outer_tables(
     )
 
 
-def spectrum(k: Tensor, k_reverse: Tensor | None, outer: OuterTables) -> Tensor:
-    """The spectrum of a two-sided filter at all P M points: (D, K), (D, K') -> (D, P, M1, M2) complex64."""
-    kf = tables.points(k, k_reverse, outer.P * outer.M)
-    return kf.view(-1, outer.tile.N2, outer.tile.N1, outer.P).permute(0, 3, 2, 1)
+class TwoSided:
+    """The filter with taps (D, K) at lags 0, 1, ... and (D, K') at -1, -2, ...; see `tables.points`."""
 
+    skip = None  # part of the taps
 
-def taps_of(g: Tensor, K: int, K_reverse: int) -> tuple[Tensor, Tensor]:
-    """Undo `spectrum`, as its adjoint does: g (D, P, M1, M2) complex64 -> (D, K), (D, K_reverse)."""
-    return tables.taps_of_points(g.permute(0, 3, 2, 1).reshape(g.shape[0], -1), K, K_reverse)
+    def __init__(self, taps: Taps, outer: OuterTables) -> None:
+        self.taps, self.outer = taps, outer
+
+    def planes(self, d: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """See `Spectrum`."""
+        o = self.outer
+        points = tables.points(self.taps[0][d], self.taps[1][d], o.P * o.M)
+        kf, scale = tables.planes(points.view(-1, o.tile.N2, o.tile.N1, o.P).permute(0, 3, 2, 1)[None], dtype)
+        return kf[0], scale
+
+    def gradient(self, g: Tensor) -> tuple[Tensor, ...]:
+        """See `Spectrum`."""
+        points = g.permute(0, 3, 2, 1).reshape(g.shape[0], -1)
+        return tables.taps_of_points(points, *(side.shape[1] for side in self.taps))
 
 
 class Pass:
@@ -148,11 +168,6 @@ class Pass:
         nd, nb = max(1, fit // B), min(fit, B)
         for d in range(0, D, nd):
             yield slice(d, min(D, d + nd)), [slice(b, min(B, b + nb)) for b in range(0, B, nb)]
-
-    def filter(self, taps: Taps, d: slice) -> tuple[Tensor, Tensor]:
-        """The spectrum of the channels' filters, (channels, 2, J, M1, M2), and its scale (channels,)."""
-        kf, scale = tables.planes(spectrum(taps[0][d], taps[1][d], self.outer)[None], self.dtype)
-        return kf[0], scale
 
     def room_for_gradient(self, d: slice) -> Tensor:
         """Where `inner` puts the gradient of the channels' filters."""
@@ -204,9 +219,17 @@ class Pass:
             )  # fmt: skip
 
     def outer_inverse(
-        self, s: Tensor, scale: Tensor, outputs: list[tuple[Tensor, Tensor | None]], d: slice, b: slice
+        self,
+        s: Tensor,
+        scale: Tensor,
+        skip: Tensor | None,
+        u: Tensor,
+        pre: Tensor | None,
+        outputs: list[tuple[Tensor, Tensor | None]],
+        d: slice,
+        b: slice,
     ) -> None:
-        """Write gate * scale * (inverse of s) into each of one or two `outputs` (y (B, D, L), gate)."""
+        """Write gate * (scale * inverse of s + skip * pre * u) into one or two `outputs`, (y (B, D, L), gate) each."""
         o = self.outer
         (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
         times = -(-self.rows.longest // o.M)
@@ -215,9 +238,10 @@ class Pass:
 
         with on_device_of(s):
             outer_inverse_kernel[(s.shape[0], o.M // BM, -(-times // BT))](
-                s, post, post2, y, y2, scale, o.f, self.rows.starts, self.rows.lengths, self.rows.longest,
-                b.stop - b.start, b.start, d.start, *strides(post), *strides(post2), *y.stride()[:2],
-                o.J, o.P, o.M, BT, BJ, BM, post is not None, len(outputs) > 1, self.rows.starts is not None,
+                s, u, pre, post, post2, y, y2, scale, skip, o.f, self.rows.starts, self.rows.lengths, self.rows.longest,
+                b.stop - b.start, b.start, d.start, *u.stride(), *strides(pre), *strides(post), *strides(post2),
+                *y.stride()[:2], o.J, o.P, o.M, BT, BJ, BM,
+                skip is not None, pre is not None, post is not None, len(outputs) > 1, self.rows.starts is not None,
                 precision(self.dtype), num_warps=4, num_stages=2,
             )  # fmt: skip
 

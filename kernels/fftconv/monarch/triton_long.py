@@ -63,12 +63,14 @@ def outer_kernel(
 
 @triton.jit
 def outer_inverse_kernel(
-    s, post, post2, y, y2, scale, f, starts, lengths, L, nb, b_first, d_first, post_b, post_d, post_t,
+    s, u, pre, post, post2, y, y2, scale, skip, f, starts, lengths, L, nb, b_first, d_first,
+    u_b, u_d, u_t, pre_b, pre_d, pre_t, post_b, post_d, post_t,
     post2_b, post2_d, post2_t, y_b, y_d, J, P, M,
     BT: tl.constexpr, BJ: tl.constexpr, BM: tl.constexpr,
-    HAS_POST: tl.constexpr, HAS_Y2: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_Y2: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """y = post * scale * Re(F^H s), and y2 with post2. Grid: (rows, M / BM, ceil(time rows / BT))."""
+    """y = post * (scale Re(F^H s) + skip pre u), y2 likewise with post2. Grid: (rows, M / BM, ceil(time rows / BT))."""
     row = tl.program_id(0)
     b, d, start, length = _row(row, nb, b_first, d_first, starts, lengths, L, PACKED)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -87,6 +89,11 @@ def outer_inverse_kernel(
     x *= tl.load(scale + row // nb)
     t = i[:, None] * M + m[None, :]
     mask = (t < length) & (i < P)[:, None]
+    if HAS_SKIP:
+        v = tl.load(u + (b * u_b + d * u_d) + (start + t) * u_t, mask, 0.0).to(tl.float32)
+        if HAS_PRE:
+            v *= tl.load(pre + (b * pre_b + d * pre_d) + (start + t) * pre_t, mask, 0.0).to(tl.float32)
+        x += tl.load(skip + d).to(tl.float32) * v
     at = b * y_b + d * y_d + (start + t)
     first_y = x
     if HAS_POST:
