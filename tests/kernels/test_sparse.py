@@ -184,7 +184,7 @@ def test_a_masked_filter_is_no_longer_causal():
 def test_opcheck(options):
     x = {n: t.requires_grad_() for n, t in make(2, 3, 7, 10, options, torch.float32).items()}
     args = [x.get(n) for n in ("u", "k", *OPTIONS)]
-    torch.library.opcheck(sparse.OPERATOR.forward, (*args, [0, 0, 4, 4, 1, 4]))
+    torch.library.opcheck(sparse.OPERATOR.forward, (*args, [0, 0, 0, 4, 4, 1, 4]))
 
 
 def test_compiles_without_a_graph_break():
