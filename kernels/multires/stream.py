@@ -77,14 +77,16 @@ def step(
     for j in range(J):
         levels.append(torch.addcmul(smooth[:, j], h0[0], levels[-1]))
     y = w[-1] * a + w[0] * levels[-1]
-    new = levels[: max(1, J)]
-    for j, (count, column) in enumerate(zip(counts, tree.columns(counts), strict=True)):
-        if count == 0:
-            continue
-        b = torch.addcmul(detail[:, j], h1[0], levels[j])
-        y = torch.addcmul(y, w[column], b)
-        if count > 1:
-            y = y + (w[column + 1 : column + count] * seen[:, start : start + count - 1]).sum(1)
-            start += count - 1
-            new.append(b)
-    return y.to(x_t.dtype), state.append(torch.stack(new, 1))
+    new = torch.stack(levels[: max(1, J)], 1)
+    coarse = next((j for j in range(J) if counts[j]), J)  # levels without coefficients are the finest
+    if coarse < J:
+        b = torch.addcmul(detail[:, coarse:], h1[0], new[:, coarse:J])
+        at = tree.columns(counts)
+        y = y + (w[at[coarse:]] * b).sum(1)
+        for j in range(coarse, J):
+            if counts[j] > 1:
+                y = y + (w[at[j] + 1 : at[j] + counts[j]] * seen[:, start : start + counts[j] - 1]).sum(1)
+                start += counts[j] - 1
+        if long := [j - coarse for j in range(coarse, J) if counts[j] > 1]:
+            new = torch.cat([new, b[:, long]], 1)
+    return y.to(x_t.dtype), state.append(new)
