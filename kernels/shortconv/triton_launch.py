@@ -89,7 +89,7 @@ def backward(
     else:
         dz = dy
         if silu or post_gate is not None:
-            dz = laid_out_as(u, T)
+            dz = laid_out_as(u, T, torch.float32)  # rounded, it would show in the gradient of float32 taps
             _launch(kernels.activation_gradient_kernel, (B, D, T), arguments | {"dz": _strided(dz)}, constants)
         arguments["dz"] = _strided(dz)
         if du is not None or dpre is not None:
@@ -97,8 +97,8 @@ def backward(
         if summing:
             taps = {"K": K, "TAPS": min(K, kernels.TAPS_AT_ONCE)}
             sums = _launch_sum(kernels.tap_gradient_kernel, (B, D, T), arguments, taps, True)
-    dweight = None if sums is None else sums[:K].mT.to(weight.dtype)
-    dbias = None if sums is None or bias is None else sums[K].to(bias.dtype)
+    dweight = None if sums is None else sums[:, :K].sum(0).mT.to(weight.dtype).contiguous()
+    dbias = None if sums is None or bias is None else sums[:, K].sum(0).to(bias.dtype)
     grads = (du, dweight, dbias, dpre, dpost)
     return [u.new_empty(0) if x is None or not need else x for x, need in zip(grads, needs, strict=True)]
 
@@ -142,12 +142,12 @@ def _launch(kernel: Any, shape: tuple[int, int, int], arguments: dict[str, Any],
 def _launch_sum(
     kernel: Any, shape: tuple[int, int, int], arguments: dict[str, Any], constants: dict[str, Any], summing: bool
 ) -> Tensor | None:
-    """Launch a kernel whose programs take several tiles each; return the (K+1, D) sums of what they wrote."""
+    """Launch a kernel whose programs take several tiles each; return the sums (parts, K+1, D) that they wrote."""
     (B, D, T), K = shape, constants["K"]
     groups = -(-K // constants["TAPS"]) if "TAPS" in constants else 1
     device = arguments["u"][0].device
     if 0 in shape:
-        return torch.zeros((K + 1, D), device=device) if summing else None
+        return torch.zeros((1, K + 1, D), device=device) if summing else None
 
     def start(config: Config) -> Tensor | None:
         down, across = _tiles(config, D, T)
@@ -159,8 +159,7 @@ def _launch_sum(
         _start(kernel, groups * down * parts, arguments | more, config)
         return sums
 
-    sums = start(_choose(kernel, shape, arguments, constants, start))
-    return None if sums is None else sums.sum(0)
+    return start(_choose(kernel, shape, arguments, constants, start))
 
 
 def _tiles(config: Config, D: int, T: int) -> tuple[int, int]:

@@ -29,7 +29,7 @@ import triton.language as tl
 FUSED_TAPS = 4
 # So many gradients of taps are summed at once.
 TAPS_AT_ONCE = 8
-# Loops over so many taps are unrolled. With more, the compiler starts all their reads at once, and runs out of registers.
+# Loops over so many taps are unrolled. With more, all their reads are started at once, and registers run out.
 UNROLLED = tl.constexpr(4)
 # Compiled once for all values. Lengths are not among them: where they are multiples of 16, reads and writes are wide.
 COUNTS = ["tiles", "tiles_per_program"]
