@@ -1,6 +1,8 @@
 """Benchmarks of operators against the alternatives, one file each; run as `longconv bench NAME`.
 
-fftconv.py   long convolution: torch.fft, scipy, julius, fft-conv-pytorch
+fftconv.py   long convolution: torch.fft, scipy, julius, fft-conv-pytorch (cpu_contestants.py)
+gpu_run.py   what that is on a GPU: others (gpu_contestants.py), sizes and targets (gpu_points.py), the least time
+             that it can take (roofline.py), table and plot (gpu_report.py)
 dilated.py   dilated convolution and multiresolution trees: F.conv1d
 stages.py    where its time goes on a CPU, against the floor of its transforms
 harness.py   what they share: oracle gate, interleaved timing, peak memory

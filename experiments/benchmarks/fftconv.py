@@ -1,12 +1,12 @@
-"""Long convolution against torch.fft, scipy, julius and fft-conv-pytorch: `longconv bench fftconv`."""
+"""Long convolution against torch.fft, scipy, julius and fft-conv-pytorch: `longconv bench fftconv`.
 
-import warnings
+On a GPU it is another benchmark, against others: `gpu_run.py`.
+"""
+
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference
@@ -15,60 +15,112 @@ from .harness import Case, Implementation, compare
 from .report import Row, Shape, append_rows, default_output, plot, print_table
 
 try:
-    import fft_conv_pytorch
-    import julius
-    import scipy.fft
-    import scipy.signal
     from rich.console import Console
 except ImportError as error:
     raise ImportError(f"this benchmark needs {error.name}: pip install 'longconv[bench]'") from error
 
-
-# fft-conv-pytorch indexes in a way that PyTorch warns of, at its first call.
-warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
+# What `run` takes on a CPU.
+LENGTHS = (256, 1024, 4096, 16384, 65536, 262144, 1048576)
+TAPS = (0, 1024, 64)
+ELEMENTS, REPEATS = 2**21, 20
+# What it takes on a GPU.
+MINUTES = 9.0
 
 
 def run(
-    lengths: tuple[int, ...] = (256, 1024, 4096, 16384, 65536, 262144, 1048576),
-    taps: tuple[int, ...] = (0, 1024, 64),
-    elements: int = 2**21,
+    lengths: tuple[int, ...] | None = None,
+    taps: tuple[int, ...] | None = None,
+    elements: int | None = None,
     batch: int | None = None,
-    dtype: Literal["float32", "float64", "float16", "bfloat16"] = "float32",
-    repeats: int = 20,
+    dtype: Literal["float32", "float64", "float16", "bfloat16"] | None = None,
+    repeats: int | None = None,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fresh: bool = False,
     memory: bool = True,
+    points: tuple[str, ...] = (),
+    quick: bool = False,
+    minutes: float | None = None,
     output: Path | None = None,
-) -> list[Row]:
-    """Time the causal long convolution of u (B, D, L) with filters k (D, K), ours and others', forward and backward.
+) -> list[Any]:
+    """Time the long convolution of u (B, D, L) with filters k (D, K), ours and others', forward and backward.
 
     All run interleaved in one process after a warm-up. An implementation whose output or gradients differ from the
     float64 reference by more than the dtype's tolerance is not timed. Prints a table, appends its rows to a CSV file
     and draws a PNG beside it.
 
+    On a CPU: causal, at lengths and filter lengths to choose. On a GPU: FlashFFTConv's published sizes and more, with
+    and without gates, causal and circular, bfloat16, float16 and float32, in that order of importance, with the
+    roofline floor of each; then a table of what was to be reached.
+
     Args:
-        lengths: sequence lengths L.
-        taps: filter lengths K; 0 for filters as long as the sequence. A K that is not below L is left out.
-        elements: about B * D * L, which decides how many channels there are; at least one.
-        batch: B; by default 8, or less where there would be fewer channels than batch rows.
-        dtype: of u and the output. Filters are float32, or float64 if u is.
-        repeats: timed calls of each implementation.
-        threads: CPU threads; by default what torch chooses.
+        lengths: CPU: sequence lengths L; by default seven from 256 to 1,048,576.
+        taps: CPU: filter lengths K; 0 for filters as long as the sequence. A K that is not below L is left out. By
+            default 0, 1024 and 64.
+        elements: CPU: about B * D * L, which decides how many channels there are; at least one. By default 2^21.
+        batch: CPU: B; by default 8, or less where there would be fewer channels than batch rows.
+        dtype: CPU: of u and the output, by default float32. Filters are float32, or float64 if u is.
+        repeats: CPU: timed calls of each implementation; by default 20.
+        threads: CPU: threads; by default what torch chooses.
         device: "auto" takes a GPU if there is one.
-        fresh: give freed memory back to the system before every timed call, so that each call has to get its own anew,
-            as in training with changing shapes. Otherwise calls may reuse what earlier ones left behind.
-        memory: measure peak memory too, each implementation in a process of its own.
-        output: the CSV file. By default experiments/benchmarks/results/fftconv.csv of a source checkout, elsewhere
-            longconv-bench-fftconv.csv in the current folder.
+        fresh: CPU: give freed memory back to the system before every timed call, so that each call has to get its own
+            anew, as in training with changing shapes. Otherwise calls may reuse what earlier ones left behind.
+        memory: CPU: measure peak memory too, each implementation in a process of its own.
+        points: GPU: only points whose name fits one of these patterns, such as "circular-gated-bfloat16-4096" or
+            "causal-*". Runs that share the points out among them make one table together.
+        quick: GPU: only the nine FFT sizes of the published table, gated, circular, in bfloat16.
+        minutes: GPU: begin no new point after that; by default 9.
+        output: the CSV file. By default experiments/benchmarks/results/fftconv.csv (on a GPU fftconv-cuda.csv) of a
+            source checkout, elsewhere longconv-bench-fftconv.csv in the current folder.
 
     Returns:
-        A row for every length, mode and implementation.
+        A row for every length, mode and implementation: `report.Row`, on a GPU `gpu_report.GpuRow`.
 
     Raises:
-        ValueError: a number below 1, "cuda" without a GPU, or an existing CSV file with other columns.
+        ValueError: a number below 1, "cuda" without a GPU, an option of the other device, no such point, or an
+            existing CSV file with other columns.
         DisagreementError: ours is wrong.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    of_cpu = {"lengths": lengths, "taps": taps, "elements": elements, "batch": batch, "dtype": dtype}
+    of_cpu |= {"repeats": repeats, "threads": threads, "fresh": fresh or None, "memory": None if memory else False}
+    of_gpu = {"points": points or None, "quick": quick or None, "minutes": minutes}
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': torch finds no GPU here")
+    for name, value in (of_cpu if device == "cuda" else of_gpu).items():
+        if value is not None:
+            raise ValueError(f"{name} is no option of the benchmark on device {device!r}; got {value}")
+    if device == "cuda":
+        from . import gpu_run
+
+        return gpu_run.run(points, quick, MINUTES if minutes is None else minutes, output)
+    return _run_on_cpu(
+        LENGTHS if lengths is None else lengths,
+        TAPS if taps is None else taps,
+        ELEMENTS if elements is None else elements,
+        batch,
+        dtype or "float32",
+        REPEATS if repeats is None else repeats,
+        threads,
+        fresh,
+        memory,
+        output,
+    )
+
+
+def _run_on_cpu(
+    lengths: tuple[int, ...],
+    taps: tuple[int, ...],
+    elements: int,
+    batch: int | None,
+    dtype: str,
+    repeats: int,
+    threads: int | None,
+    fresh: bool,
+    memory: bool,
+    output: Path | None,
+) -> list[Row]:
     for name, value in (("elements", elements), ("batch", batch), ("repeats", repeats), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -76,10 +128,6 @@ def run(
         raise ValueError(f"lengths must be one or more numbers from 1 up, got {lengths}")
     if min(taps, default=-1) < 0:
         raise ValueError(f"taps must be one or more numbers from 0 up, got {taps}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': torch finds no GPU here")
     console = Console()
     whole = [choose_shape(L, elements, batch) for L in sorted(set(lengths))]
     console.print("Shapes (B, D, L): " + ", ".join(f"({s.B}, {s.D}, {s.L})" for s in whole))
@@ -90,7 +138,7 @@ def run(
         __name__,
         shapes,
         dtype=dtype,
-        device=device,
+        device="cpu",
         repeats=repeats,
         threads=threads,
         fresh=fresh,
@@ -115,15 +163,15 @@ def choose_shape(L: int, elements: int, batch: int | None) -> Shape:
 
 
 def implementations(device: str) -> list[Implementation]:
-    """Ours and the others that run on `device`, "cpu" or "cuda"."""
-    everywhere = [
-        Implementation("longconv", fft_conv),
-        Implementation("torch rfft", _torch_rfft),
-        Implementation("torch fft", _torch_fft),
-        Implementation("julius", _julius),
-        Implementation("fft-conv-pytorch", _fft_conv_pytorch),
-    ]
-    return everywhere + ([Implementation("scipy", _scipy, differentiable=False)] if device == "cpu" else [])
+    """Ours and the others that run on `device`, "cpu" or "cuda".
+
+    Raises:
+        ImportError: naming a package that is missing.
+    """
+    from .cpu_contestants import DIFFERENTIABLE, scipy_conv
+
+    everywhere = [Implementation("longconv", fft_conv), *(Implementation(*other) for other in DIFFERENTIABLE.items())]
+    return everywhere + ([Implementation("scipy", scipy_conv, differentiable=False)] if device == "cpu" else [])
 
 
 def make_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
@@ -134,42 +182,3 @@ def make_case(shape: Shape, dtype: torch.dtype, device: str) -> Case:
     filter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = (u.to(device, dtype), k.to(device, filter_dtype))
     return Case(shape, inputs, dy.to(device, dtype), fft_conv_reference)
-
-
-def _torch_rfft(u: Tensor, k: Tensor) -> Tensor:
-    """The usual three lines. FFTs take no half precision on a CPU, so all compute in the dtype of k."""
-    L, n = u.shape[-1], u.shape[-1] + k.shape[-1]
-    return torch.fft.irfft(torch.fft.rfft(u.to(k.dtype), n) * torch.fft.rfft(k, n), n)[..., :L].to(u.dtype)
-
-
-def _torch_fft(u: Tensor, k: Tensor) -> Tensor:
-    """With complex FFTs, as in the baseline that FlashFFTConv's published speed-ups refer to."""
-    L, n = u.shape[-1], u.shape[-1] + k.shape[-1]
-    product = torch.fft.fft(u.to(k.dtype), n) * torch.fft.fft(k, n)
-    return torch.fft.ifft(product, n).real[..., :L].to(u.dtype)
-
-
-def _julius(u: Tensor, k: Tensor) -> Tensor:
-    """`julius.fft_conv1d` has no groups, so it is mapped over the channels: several times faster than a loop.
-
-    It correlates; the padding by K instead of K - 1 zeros gives its FFT the fast length L + K.
-    """
-
-    def one_channel(x_BT: Tensor, taps_K: Tensor) -> Tensor:
-        return julius.fft_conv1d(x_BT[:, None], taps_K[None, None])[:, 0]
-
-    x = F.pad(u.to(k.dtype), (k.shape[-1], 0))
-    return torch.vmap(one_channel, in_dims=(1, 0), out_dims=1)(x, k.flip(-1))[..., 1:].to(u.dtype)
-
-
-def _fft_conv_pytorch(u: Tensor, k: Tensor) -> Tensor:
-    """`fft_conv_pytorch.fft_conv` with a group for every channel. It correlates, as `torch.nn.functional.conv1d`."""
-    x = F.pad(u.to(k.dtype), (k.shape[-1] - 1, 0))
-    return fft_conv_pytorch.fft_conv(x, k.flip(-1)[:, None], groups=k.shape[0]).to(u.dtype)
-
-
-def _scipy(u: Tensor, k: Tensor) -> Tensor:
-    """`scipy.signal.fftconvolve` along time, with as many threads as torch has."""
-    with scipy.fft.set_workers(torch.get_num_threads()):
-        y = scipy.signal.fftconvolve(u.to(k.dtype).numpy(), k[None].numpy(), axes=-1)
-    return torch.from_numpy(y[..., : u.shape[-1]]).to(u.dtype)

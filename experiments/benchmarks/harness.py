@@ -110,27 +110,49 @@ def check_against_oracle(implementation: Implementation, case: Case, mode: Mode,
     Raises:
         DisagreementError: a wrong shape, something not finite, or a relative L2 error beyond `TOLERANCE`.
     """
-    dtype = case.inputs[0].dtype
     actual = evaluate(implementation.call, case, mode)
-    names = ["output", *(f"gradient of input {i}" for i in range(len(case.inputs)))]
-    for name, ours, exact in zip(names, actual, expected, strict=False):  # without gradients `actual` is shorter
-        where = f"{implementation.name}, {mode}, {case.shape}: {name}"
+    compare_results(f"{implementation.name}, {mode}, {case.shape}", actual, expected, case.inputs[0].dtype)
+
+
+def compare_results(where: str, actual: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """Compare an output, and after it the gradients if `actual` has any, with those of the reference.
+
+    Args:
+        where: begins the message.
+        actual: what `evaluate` gave; it may be shorter than `expected`.
+        expected: what `expected_results` gave.
+        dtype: decides the tolerance.
+
+    Raises:
+        DisagreementError: as `check_against_oracle`.
+    """
+    names = ["output", *(f"gradient of input {i}" for i in range(len(expected) - 1))]
+    for name, ours, exact in zip(names, actual, expected, strict=False):
         if ours.shape != exact.shape:
-            raise DisagreementError(f"{where} has shape {tuple(ours.shape)} instead of {tuple(exact.shape)}")
+            raise DisagreementError(f"{where}: {name} has shape {tuple(ours.shape)} instead of {tuple(exact.shape)}")
         error = (torch.linalg.vector_norm(ours.double() - exact) / torch.linalg.vector_norm(exact)).item()
         if not error <= TOLERANCE[dtype]:  # so that NaN is refused too
-            raise DisagreementError(f"{where} has relative L2 error {error:.1e}, allowed is {TOLERANCE[dtype]:.1e}")
+            limit = TOLERANCE[dtype]
+            raise DisagreementError(f"{where}: {name} has relative L2 error {error:.1e}, allowed is {limit:.1e}")
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
 
 
+# What a GPU waits before a timed call, about 5 ms: meanwhile the call is launched, so that its time is the GPU's alone.
+HEAD_START_CYCLES = 10_000_000
+
+
 def time_call(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call: between two events of the current stream on a GPU, by the wall clock on a CPU."""
+    """Milliseconds of one call: between two events of the current stream on a GPU, by the wall clock on a CPU.
+
+    On a GPU the time to launch its kernels is left out, as far as they could be launched ahead.
+    """
     if device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize(device)
         with torch.cuda.device(device):
+            torch.cuda._sleep(HEAD_START_CYCLES)
             start.record()
             call()
             end.record()
@@ -255,12 +277,13 @@ def _serve_memory(request: str) -> None:
     peaks = []
     for shape in shapes:
         case = benchmark.make_case(Shape(*shape), getattr(torch, dtype), device)
-        peaks.append(_peak_of(functools.partial(evaluate, implementation.call, case, mode), torch.device(device)))
+        peaks.append(peak_of(functools.partial(evaluate, implementation.call, case, mode), torch.device(device)))
         del case
     print(json.dumps(peaks))
 
 
-def _peak_of(call: Callable[[], object], device: torch.device) -> float | None:
+def peak_of(call: Callable[[], object], device: torch.device) -> float | None:
+    """10^6 bytes at the peak of a call beyond what is there before it; None where a CPU's cannot be measured."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -160,13 +160,15 @@ def default_output(name: str) -> Path:
     return Path(f"longconv-bench-{name}.csv")
 
 
-def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows to a CSV file; a new one, and folders on the way, are made with a header line.
+def append_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Append rows, of one dataclass, to a CSV file; a new one, and folders on the way, are made with a header line.
 
     Raises:
         ValueError: the file has other columns. It is left as it was.
     """
-    columns = [field.name for field in fields(Row)]
+    if not rows:
+        return
+    columns = [field.name for field in fields(rows[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists() or path.stat().st_size == 0
     if not is_new:
@@ -213,6 +215,12 @@ def print_table(rows: Sequence[Row], console: Console) -> None:
 _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#E69F00", "^"), ("#009E73", "D"), ("#CC79A7", "v"), ("#666666", "P")]
 
 
+def styles(i: int) -> tuple[str, str, str]:
+    """Colour, marker and line style of the i-th line of a plot; after the sixth they are dashed, and none like ours."""
+    color, marker = _STYLES[i if i < len(_STYLES) else 1 + (i - len(_STYLES)) % (len(_STYLES) - 1)]
+    return color, marker, "-" if i < len(_STYLES) else "--"
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Draw median milliseconds against L on logarithmic axes into a PNG file, a panel for every mode and filter length.
 
@@ -231,17 +239,19 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         here = [row for row in rows if row.mode == mode and (row.K == K if K else row.K == row.L)]
         for i, name in enumerate(names):
             line = sorted((row for row in here if row.implementation == name), key=lambda row: row.L)
-            color, marker = _STYLES[i % len(_STYLES)]
+            color, marker, dash = styles(i)
             x = [row.L * 2 ** (0.06 * (i - (len(names) - 1) / 2)) for row in line]  # side by side, so that bars show
             medians = [row.ms_median for row in line]
             panel.vlines(x, [row.ms_min for row in line], [row.ms_max for row in line], color=color, lw=0.9, alpha=0.7)
             width = 2.6 if i == 0 else 1.4
-            panel.plot(x, medians, color=color, marker=marker, markersize=5, lw=width, label=name, zorder=9 - i)
+            panel.plot(
+                x, medians, color=color, marker=marker, ls=dash, markersize=5, lw=width, label=name, zorder=9 - i
+            )
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.xaxis.set_major_locator(FixedLocator(lengths))
         panel.xaxis.set_minor_locator(NullLocator())
-        panel.xaxis.set_major_formatter(FuncFormatter(_length_label))
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: length_label(value)))
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -262,7 +272,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _length_label(length: float, _: int) -> str:
+def length_label(length: float) -> str:
+    """A length as 4k or 2M if it is a multiple of such."""
     for unit, size in (("M", 2**20), ("k", 2**10)):
         if length >= size and length % size == 0:
             return f"{length / size:g}{unit}"
