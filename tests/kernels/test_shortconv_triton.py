@@ -357,7 +357,7 @@ def test_errors_name_the_argument():
 # --- Compiled for GPUs that are not there -----------------------------------------------------------------------------
 
 
-def launches(monkeypatch, dtype, last, K, silu=True, gates="both"):
+def launches(monkeypatch, dtype, last, K, silu=True, gates="both", shape=(1, 768, 2048), cu_seqlens=None):
     """What forward and backward launch, with every candidate configuration."""
     cases = []
 
@@ -375,9 +375,9 @@ def launches(monkeypatch, dtype, last, K, silu=True, gates="both"):
 
     monkeypatch.setattr(triton_launch, "choose", every_candidate)
     monkeypatch.setattr(triton_launch, "_start", record)
-    x = list(make(1, 768, 2048, K, dtype, last, gates).values())
-    triton_launch.forward(*x, None, K - 1, 0, silu)
-    triton_launch.backward(torch.empty(1, 768, 2048, dtype=dtype), *x, None, K - 1, 0, silu, [True] * 5)
+    x = list(make(*shape, K, dtype, last, gates).values())
+    triton_launch.forward(*x, cu_seqlens, K - 1, 0, silu)
+    triton_launch.backward(torch.empty(shape, dtype=dtype), *x, cu_seqlens, K - 1, 0, silu, [True] * 5)
     return cases
 
 
@@ -398,12 +398,22 @@ def test_every_configuration_fits_every_target(monkeypatch):
     assert_fits(reports)
 
 
-@pytest.mark.slow
-def test_every_configuration_of_every_dtype_fits_every_target(monkeypatch):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
+def test_sizes_of_one_and_packed_rows_compile(monkeypatch):
+    """A size of one is a constant of the program; odd sizes leave nothing aligned."""
     cases = []
-    for dtype, last, K in itertools.product((torch.float32, torch.float16, torch.bfloat16), (False, True), (3, 4, 16)):
-        for silu, gates in ((True, "both"), (False, None)):
-            cases += launches(monkeypatch, dtype, last, K, silu, gates)
+    for K in (1, 3, 5):
+        cases += launches(monkeypatch, torch.float16, False, K, shape=(1, 1, 1))
+        cases += launches(monkeypatch, torch.float16, True, K, shape=(1, 3, 37), cu_seqlens=torch.tensor([0, 5, 37]))
+    assert_fits(compile_all(cases, [TARGETS["sm_90"]]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
+def test_every_configuration_of_every_dtype_fits_every_target(monkeypatch):
+    dtypes, cases = (torch.float32, torch.float16, torch.bfloat16), []
+    for dtype, last, K in itertools.product(dtypes, (False, True), (4, 16)):
+        cases += launches(monkeypatch, dtype, last, K)
     assert_fits(compile_all(cases))
 
 
