@@ -162,6 +162,8 @@ def distill(
 ) -> None:
     """Replace a model's long filters by recurrences, so that a token costs the same however long the context is.
 
+    Filters that are recurrences already, of no more states than order or max_order, are kept as they are.
+
     Args:
         model: folder of a trained model.
         output: folder for the distilled model.

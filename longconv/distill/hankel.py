@@ -135,14 +135,14 @@ def hankel_realisation(
     the numerical rank of H. Where the fit is far above its lower bound (unstable poles, or a nilpotent part: delays),
     lower orders and a ring of small poles are tried too and the best is kept, so that the error is nearly monotone in
     the order. Residues are the least-squares fit to all taps, with a Tikhonov term of the size of the rounding errors
-    of `dtype`, for the poles as rounded to `dtype`. The pass-through is k[:, 0].
+    of `dtype`, for the poles as parameters of `dtype` give them. The pass-through is k[:, 0].
 
     Args:
         k: (D, L) real taps, L >= 1. float32 taps carry rounding noise, and are fitted no further than that.
         order: real states of every filter (an upper limit: see `FitReport.order` for those used). Or else
         tol: relative L2 error to reach; each filter then gets the smallest order found to reach it, up to
         max_order: the limit with `tol`.
-        dtype: float32 or float64, in which the recurrence will run; default float64 for float64 taps, else float32.
+        dtype: float32 or float64, of the filter's parameters; default float64 for float64 taps, else float32.
 
     Returns:
         The filter, on k's device, with as many modes as the largest of its D realisations needs (others are padded
@@ -199,9 +199,7 @@ def _realise(k: Tensor, max_order: int, tol: float | None, dtype: torch.dtype) -
     """Return poles and residues (D, d) complex128, each filter's padding at the end of its row, and their report."""
     g = k[:, 1:].double()
     sigma, shift, last_row = hankel_svd(g, max_order + 1)
-    # Rounding each tap to k's dtype moves H by about eps ||g|| in norm; the SVD itself is good to a few eps sigma_1.
-    noise = torch.finfo(k.dtype).eps * torch.linalg.vector_norm(g, dim=-1)
-    rank = (sigma > torch.maximum(noise, _rounding(sigma, k.shape[1]))[:, None]).sum(-1)
+    rank = numerical_rank(k, sigma)
     norm = torch.linalg.vector_norm(k.double(), dim=-1)
     search = _Search(g, sigma, shift, last_row, norm, torch.finfo(dtype).eps)
     search.improve(rank.clamp(max=max_order))
@@ -210,6 +208,13 @@ def _realise(k: Tensor, max_order: int, tol: float | None, dtype: torch.dtype) -
     poles, residues = _modes(search, k[:, 0], dtype)
     modal = ModalFilter.from_modes(poles, residues, k[:, 0], dtype=dtype)
     return poles, residues, _report(modal, k, search, rank)
+
+
+def numerical_rank(k: Tensor, sigma: Tensor) -> Tensor:
+    """How many of the singular values sigma (D, n) of taps k (D, L) are above the noise of the taps' dtype: (D,)."""
+    # Rounding each tap to k's dtype moves H by about eps ||g|| in norm; the SVD itself is good to a few eps sigma_1.
+    noise = torch.finfo(k.dtype).eps * torch.linalg.vector_norm(k[:, 1:].double(), dim=-1)
+    return (sigma > torch.maximum(noise, _rounding(sigma, k.shape[1]))[:, None]).sum(-1)
 
 
 class _Search:
@@ -327,7 +332,7 @@ def _modes(search: _Search, passthrough: Tensor, dtype: torch.dtype) -> tuple[Te
     poles, order = search.poles, search.order
     # Rounding is elementwise, so that these are the poles of the final filter.
     modal = ModalFilter.from_modes(poles, torch.zeros_like(poles), passthrough, dtype=dtype)
-    rounded = modal.poles.to(torch.complex128)
+    rounded = modal.poles
     rounded = torch.where(poles.imag == 0, rounded.real + 0j, rounded)
     c = fit_residues(rounded, order, search.g, search.eps)[0]
     partner = torch.nn.functional.pad(c[:, 1:], (0, 1))
@@ -340,7 +345,7 @@ def _modes(search: _Search, passthrough: Tensor, dtype: torch.dtype) -> tuple[Te
 
 
 def _report(modal: ModalFilter, k: Tensor, search: _Search, rank: Tensor) -> FitReport:
-    poles, residues = modal.poles.to(torch.complex128), modal.residues.to(torch.complex128)
+    poles, residues = modal.poles, modal.residues
     D, L = k.shape
     error, cancellation = k.new_empty(D, L, dtype=torch.float64), k.new_empty(D, dtype=torch.float64)
     for start in range(0, D, block := max(1, BLOCK_ELEMENTS // L)):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from longconv.filters import ModalFilter
 
+from .exact import keep
 from .hankel import FitReport, hankel_realisation
 from .report import DistillReport, LayerFit
 
@@ -34,10 +35,14 @@ def distill(
     gives a kernel, for the FFT convolution), and it decodes with a state whose size does not depend on the context.
     Its config says so (`layer_options`), so `save_pretrained` and `from_pretrained` work as ever.
 
+    Layers whose filters are recurrences already (S4D, EMA, RTF, modal) of no more states than `order` or `max_order`
+    keep them, whatever the method: without any error, and `LayerFit.exact` in the report. To make those smaller, give a
+    smaller limit.
+
     Args:
         model: a `longconv.models` model with at least one long filter; left as it is.
         order: real states per filter (an upper limit; see `hankel_realisation`). Or else
-        tol: relative L2 error to reach for each filter, with the smallest order that reaches it, up to
+        tol: relative L2 error to reach for each filter, with the smallest order found to reach it, up to
         max_order: the limit with `tol`.
         length: taps to fit; default each layer's `max_length`.
         method: one of `METHODS`.
@@ -47,13 +52,17 @@ def distill(
         The distilled model (in eval mode, on the same device) and the report.
 
     Raises:
-        ValueError: the model has no long filter, not exactly one of order and tol is given, an unknown method, or a
-            length that is not in 1..max_length.
+        ValueError: the model has no long filter, not exactly one of order and tol is given, one of
+            them or max_order is out of range, an unknown method, or a length that is not in 1..max_length.
     """
     if method not in METHODS:
         raise ValueError(f"unknown distillation method {method!r}; known: {', '.join(sorted(METHODS))}")
     if (order is None) == (tol is None):
         raise ValueError("give exactly one of order and tol")
+    if (order is not None and order < 0) or (tol is not None and not tol >= 0):
+        raise ValueError(f"order and tol must not be negative, got order={order}, tol={tol}")
+    if max_order < 1:
+        raise ValueError(f"max_order must be at least 1, got {max_order}")
     blocks = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
     if not blocks:
         raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
@@ -66,19 +75,25 @@ def distill(
             raise ValueError(f"length: layer {index} has no max_length, so say how many taps to fit")
         if taps < 1 or (mixer.max_length is not None and taps > mixer.max_length):
             raise ValueError(f"length must be in 1..max_length = {mixer.max_length}, got {taps}")
-        filters[index] = []
-        for stage, filter in enumerate(mixer.long_filters):
-            if progress is not None:
-                progress(f"layer {index}: {mixer.channels} filters of {taps} taps")
-            kernel = filter(taps)
+        limit, stages = max_order if order is None else order, list(mixer.long_filters)
+        kernels = [filter(taps) for filter in stages]
+        # One option holds for all filters of a layer, so all of them are kept or none.
+        kept = [keep(filter, kernel, limit) for filter, kernel in zip(stages, kernels, strict=True)]
+        if progress is not None:
+            doing = "kept" if None not in kept else "to fit"
+            progress(f"layer {index}: {sum(len(kernel) for kernel in kernels)} filters of {taps} taps, {doing}")
+        for stage, (kernel, report) in enumerate(zip(kernels, kept, strict=True)):
+            if None not in kept and report is not None:
+                fits.append(LayerFit(index, stage, report, kernel.cpu(), kernel.cpu(), exact=True))
+                continue
             modal, report = METHODS[method](kernel, order=order, tol=tol, max_order=max_order)
-            filters[index].append(modal)
+            filters.setdefault(index, []).append(modal)
             fits.append(LayerFit(index, stage, report, kernel.cpu(), modal(taps).cpu()))
 
     config = copy.deepcopy(model.config)
     config.layer_options = dict(config.layer_options or {})
     for index, modals in filters.items():
-        # One option holds for all stages of a layer: the widest sets the number of modes, the others are padded.
+        # The widest stage sets the layer's number of modes, the others are padded.
         modes = max(modal.order for modal in modals)
         filters[index] = [_widen(modal, modes) for modal in modals]
         spec = {"name": "modal", "order": modes}
@@ -88,8 +103,9 @@ def distill(
     for index, modals in filters.items():
         student.base_model.layers[index].mixer.long_filters = nn.ModuleList(modals)
     student.to(device=model.device, dtype=model.dtype)
-    distilled = {name: value for name, value in student.state_dict().items() if ".long_filters." in name}
-    weights = {name: value for name, value in model.state_dict().items() if ".long_filters." not in name}
+    new = tuple(f"layers.{index}.mixer.long_filters." for index in filters)
+    distilled = {name: value for name, value in student.state_dict().items() if any(part in name for part in new)}
+    weights = {name: value for name, value in model.state_dict().items() if not any(part in name for part in new)}
     student.load_state_dict({**weights, **distilled})  # strict: nothing of either model is left out
     student.mark_parameters()
     if model.can_generate():

@@ -14,13 +14,17 @@ from .hankel import FitReport
 
 @dataclass(frozen=True)
 class LayerFit:
-    """One bank of filters of one layer: `kernel` and `fitted` are (D, L), before and after."""
+    """One bank of filters of one layer: `kernel` and `fitted` are (D, L), before and after.
+
+    `exact`: they were recurrences already, of few enough states, and are the same as before.
+    """
 
     layer: int
     stage: int
     fit: FitReport
     kernel: Tensor
     fitted: Tensor
+    exact: bool = False
 
     @property
     def relative_error(self) -> float:
@@ -47,6 +51,7 @@ class LayerFit:
             "worst_filter_error": fit.relative_error.max().item(),
             "error_bound": fit.error_bound.max().item(),
             "radius": fit.radius.max().item(),
+            "exact": self.exact,
         }
 
 
@@ -67,9 +72,12 @@ class DistillReport:
         ]
         for fit in self.layers:
             s = fit.summary()
+            errors = f"{s['relative_error']:>9.1e}  {s['worst_filter_error']:>9.1e}"
+            if fit.exact:
+                errors = f"{'exact':>9}  {'exact':>9}"
             lines.append(
                 f"{s['layer']:>5}  {s['channels']:>7}  {s['taps']:>5}  {s['order_median']:>7.0f}  {s['order_max']:>6}"
-                f"  {s['relative_error']:>9.1e}  {s['worst_filter_error']:>9.1e}  {s['radius']:>11.7f}"
+                f"  {errors}  {s['radius']:>11.7f}"
             )
         return "\n".join(lines)
 

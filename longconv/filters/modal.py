@@ -37,7 +37,7 @@ class ModalFilter(RecurrentFilter):
             a mode forgets after about 2 / dt).
         lr: learning rate marked on the parameters (`param._optim`), with no weight decay; read by
             `longconv.training.parameter_groups`.
-        device, dtype: of the parameters. Arithmetic is in float32 at least, whatever the dtype.
+        device, dtype: of the parameters. Modes are computed, and the state is kept, in complex128 (`RecurrentFilter`).
 
     Parameters (all real): log_dt (D,), log_decay (D, N), frequency (D, N), residue (D, N, 2), passthrough (D,).
 
@@ -141,30 +141,21 @@ class ModalFilter(RecurrentFilter):
 
     @property
     def poles(self) -> Tensor:
-        """(D, N) complex64 (complex128 for float64 parameters), |lambda| < 1. Computed in float64, differentiable."""
+        """(D, N) complex128, |lambda| < 1 even when rounded to the parameters' precision. Differentiable."""
         dt = self.log_dt.double().exp()[:, None]
         rate = dt * self.log_decay.double().exp() + torch.finfo(self._dtype).eps
         angle = math.pi * dt * self.frequency.double()
-        return torch.polar((-rate).exp(), angle).to(self._complex)
+        return torch.polar((-rate).exp(), angle)
 
     @property
     def residues(self) -> Tensor:
-        """(D, N) complex64 (complex128 for float64 parameters). Differentiable."""
-        dt = self.log_dt.to(self._dtype).exp()[:, None]
-        return dt * torch.view_as_complex(self.residue.to(self._dtype).contiguous())
+        """(D, N) complex128. Differentiable."""
+        dt = self.log_dt.double().exp()[:, None]
+        return dt * torch.view_as_complex(self.residue.double().contiguous())
 
     def prepare_step(self) -> Modes:
         """Return the modes as tensors: compute them once, and give them to `step` for every token."""
-        return Modes(self.poles, self.residues, self.passthrough.to(self._dtype))
-
-    @property
-    def _complex(self) -> torch.dtype:
-        return torch.complex128 if self._dtype == torch.float64 else torch.complex64
-
-    @property
-    def _state_dtype(self) -> torch.dtype:
-        # The poles are given by parameters that round as much: distillation fits the residues to the rounded poles.
-        return self._complex
+        return Modes(self.poles, self.residues, self.passthrough.double())
 
     def extra_repr(self) -> str:
         """Describe the sizes, for `repr`."""
