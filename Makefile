@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each compiles kernels, which takes most of the time, and needs up to 7 GB of the GPU's memory.
+GPU_WORKERS ?= 8
 # mypy cannot follow an editable install whose folders are mapped, so it reads this picture of the package.
 TYPES := build/types
 
@@ -33,10 +35,10 @@ lint: $(STAMP)  ## ruff and mypy
 	@ln -s $(CURDIR)/longconv/* $(CURDIR)/kernels $(CURDIR)/tasks $(CURDIR)/experiments $(TYPES)/longconv/
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p longconv
 
-test-gpu: $(STAMP)  ## tests that need a GPU
-	$(BIN)/pytest -m gpu
+test-gpu: $(STAMP)  ## tests that need a GPU, in GPU_WORKERS processes (8: about 60 GB of its memory)
+	$(BIN)/pytest -m gpu -n $(GPU_WORKERS) tests
 
-bench: $(STAMP)  ## every benchmark, appended to experiments/benchmarks/results/*.csv
+bench: $(STAMP)  ## benchmarks of operators, on a GPU if there is one: experiments/benchmarks/results/*.csv
 	$(BIN)/longconv bench fftconv
 
 clean:  ## remove the environment and everything built
