@@ -1,5 +1,6 @@
 """The benchmark of `fft_conv` on a GPU, on a CPU: points, floors, contestants, rows, targets. No speed is asserted."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.machinery
@@ -11,7 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from longconv.experiments.benchmarks import fftconv, gpu_contestants, gpu_points, gpu_report, gpu_run, roofline
+from longconv.experiments.benchmarks import (
+    fftconv,
+    gpu_contestants,
+    gpu_points,
+    gpu_report,
+    gpu_run,
+    harness,
+    roofline,
+)
 from longconv.experiments.benchmarks.gpu_contestants import FFT, OURS, RFFT, Contestant
 from longconv.experiments.benchmarks.gpu_points import FFT_SIZES, PUBLISHED_SIZES, Point, published_shape, select
 from longconv.experiments.benchmarks.gpu_report import Result, Verdict
@@ -353,6 +362,31 @@ def test_a_run_that_is_cut_keeps_its_rows(measure, capsys):
     assert [row.mode for row in gpu_report.read_rows(path)] == ["forward", "forward+backward"]
     assert run(POINTS, [RIGHT], minutes=-1.0, console=Console(width=200)) == []
     assert f"left out: {POINTS[0].name}, {POINTS[1].name}" in capsys.readouterr().out
+
+
+def test_a_gpu_waits_before_a_call_that_is_timed(monkeypatch):
+    """So the call is launched meanwhile. The events and the GPU are stand-ins."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("event")
+
+        def synchronize(self):
+            log.append("done")
+
+        def elapsed_time(self, other):
+            return 1.25
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append("idle"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    assert harness.time_call(lambda: log.append("call"), torch.device("cuda")) == 1.25
+    assert log == ["idle", "wait", "event", "call", "event", "done"]
 
 
 def test_inputs_rotate_through_more_than_the_cache(monkeypatch):

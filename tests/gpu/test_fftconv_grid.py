@@ -58,3 +58,16 @@ def test_a_wrong_result_is_seen():
         with pytest.raises(AssertionError, match=f"{name}: relative"):
             gpu_cases.compare(wrong, x, dy)
         gpu_cases.compare(wrong, x, dy, channels=[0, 1])
+
+
+@pytest.mark.parametrize("chunk", [1, 80, 100, 200])
+def test_the_comparison_in_chunks(chunk, monkeypatch):
+    """Of channels, and of batch rows where one channel is too many samples: filters' gradients are summed over them."""
+    monkeypatch.setattr(gpu_cases, "CHUNK", chunk)
+    x = make("cpu", 3, 5, 40, 30, torch.float32, 4, "gates", "skip")
+    dy = torch.randn_like(x["u"])
+    found = gpu_cases.run(x, dy, impl="torch")
+    gpu_cases.compare(found, x, dy)
+    found["k"][-1, -1] += 1
+    with pytest.raises(AssertionError, match="k: relative"):
+        gpu_cases.compare(found, x, dy)
