@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from longconv.filters import Filter
+from longconv.kernels.dilated import direct as dilated
 from longconv.kernels.fftconv.matmul import fft_conv_matmul
+from longconv.kernels.multires import tree
 from longconv.kernels.shortconv import direct
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ def to_onnx(
 ) -> "ONNXProgram":
     """Export a module in eval mode to ONNX, in standard operators on real numbers only.
 
-    A convolution becomes products with small real matrices, O(L sqrt(L)) or better in the length, or a direct one for
+    Every layer goes, as it is called without a state. A convolution becomes products with small real matrices, O(L sqrt(L)) or better in the length, or a direct one for
     a few taps. The length is that of the example unless `max_length` is given; then every call costs as much as the
     longest.
 
     Args:
-        module: a layer, a `LongConvForCausalLM`, or any module that uses `fft_conv`.
+        module: a layer, a `LongConvForCausalLM`, or any module that uses our convolutions.
         inputs: an example for `module.forward`: one tensor, some in order, or by name. Sizes of dynamic axes are free.
         path: of the file to write (weights beyond 1.5 GB go into a second one, `<path>.data`); None for none.
         max_length: makes the length dynamic, up to this.
@@ -61,8 +63,9 @@ def to_onnx(
     Raises:
         ImportError: onnx or onnxscript is missing.
         ValueError: the module is in training mode, an argument does not fit (a `"length"` axis without `max_length` or
-            the reverse, names that are none of the inputs), a filter cannot be folded, or the module computes
-            something that has no real, standard form (a circular convolution of dynamic length, complex numbers).
+            the reverse, names that are none of the inputs), a filter cannot be folded, what the module computes
+            depends on the size of a dynamic axis (attention in chunks: MEGA, TCNCA), or it has no real, standard form
+            (a circular convolution of dynamic length, complex numbers, Hyena N-D's convolutions of images).
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -80,7 +83,7 @@ def to_onnx(
     shapes = {name: {axis: dims[label] for axis, label in of_input.items()} for name, of_input in names.items()}
     lengths, output_names = _dry_run(module, example)
     with torch.no_grad(), _folded(module, lengths, max_length) if fold_filters else contextlib.nullcontext():
-        exported = torch.export.export(module, (), example, dynamic_shapes=shapes, strict=False)
+        exported = _traced(module, example, shapes)
         exported = exported.run_decompositions(_decompositions(max_length))
         _check_real(exported.graph_module)
         program = torch.onnx.export(
@@ -170,7 +173,8 @@ def _dry_run(module: nn.Module, example: Mapping[str, Tensor]) -> tuple[dict[Fil
 @contextlib.contextmanager
 def _folded(module: nn.Module, lengths: Mapping[Filter, set[int]], max_length: int | None) -> Iterator[None]:
     """Replace the filters inside `module` by their taps for the time being."""
-    constants = {filter: _fold(filter, sizes, max_length) for filter, sizes in lengths.items()}
+    # A filter that is asked for no length (of images of one size) stays in the graph.
+    constants = {filter: _fold(filter, sizes, max_length) for filter, sizes in lengths.items() if sizes}
     places = [
         (parent, name, child)
         for parent in module.modules()
@@ -200,13 +204,47 @@ def _fold(filter: Filter, sizes: set[int], max_length: int | None) -> FoldedFilt
     return FoldedFilter(taps)
 
 
+def _traced(module: nn.Module, example: dict[str, Tensor], shapes: Any) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(module, (), example, dynamic_shapes=shapes, strict=False)
+    except (torch._dynamo.exc.UserError, AssertionError) as error:
+        what = "what it computes depends on the size of a dynamic axis"
+        remedy = "fix the length (no max_length), or give axes without this one"
+        raise ValueError(f"{type(module).__name__}: {what}, so {remedy}. {error}") from error
+
+
 def _decompositions(max_length: int | None) -> dict[Any, Callable[..., Tensor]]:
     """Our operators in terms of PyTorch's, real and with symbolic sizes."""
     table: dict[Any, Callable[..., Tensor]] = {
         torch.ops.longconv.fft_conv.default: functools.partial(fft_conv_matmul, max_length=max_length),
         torch.ops.longconv.short_conv.default: direct.convolve,
+        torch.ops.longconv.dilated_conv.default: _dilated_conv,
+        torch.ops.longconv.multires_conv.default: _multires_conv,
     }
     return table
+
+
+def _dilated_conv(
+    u: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    left: int,
+    right: int,
+    cu_seqlens: Tensor | None = None,
+    impl: str = "torch",
+) -> Tensor:
+    if cu_seqlens is not None:
+        raise ValueError("cu_seqlens: packed sequences have no standard form; give them as rows")
+    return dilated.composite(u, k, bias, dilation, left, right)
+
+
+def _multires_conv(x: Tensor, h0: Tensor, h1: Tensor, w: Tensor, counts: list[int]) -> Tensor:
+    def conv(_: int, a: Tensor, taps: Tensor, dilation: int) -> Tensor:
+        return dilated.composite(a, taps, None, dilation, (taps.shape[1] - 1) * dilation, 0)
+
+    dtype = dilated.compute_dtype(x, h0)
+    return tree.composite(x.to(dtype), h0.to(dtype), h1.to(dtype), w.to(dtype), counts, conv).to(x.dtype)
 
 
 def _check_real(graph_module: torch.fx.GraphModule) -> None:

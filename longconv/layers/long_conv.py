@@ -104,7 +104,7 @@ def long_conv(
             u,
             taps(filter, longest),
             skip=skip,
-            k_reverse=None if reverse is None else taps(reverse, max(longest - 1, 1)),
+            k_reverse=None if reverse is None else taps(reverse, longest),
             pre_gate=pre_gate,
             post_gate=post_gate,
             cu_seqlens=cu_seqlens,
