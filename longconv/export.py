@@ -42,9 +42,9 @@ def to_onnx(
 ) -> "ONNXProgram":
     """Export a module in eval mode to ONNX, in standard operators on real numbers only.
 
-    Every layer goes, as it is called without a state. A convolution becomes products with small real matrices, O(L sqrt(L)) or better in the length, or a direct one for
-    a few taps. The length is that of the example unless `max_length` is given; then every call costs as much as the
-    longest.
+    Every layer goes, as it is called without a state. A convolution becomes products with small real matrices,
+    O(L sqrt(L)) or better in the length, or a direct one for a few taps. The length is that of the example unless
+    `max_length` is given; then every call costs as much as the longest.
 
     Args:
         module: a layer, a `LongConvForCausalLM`, or any module that uses our convolutions.
