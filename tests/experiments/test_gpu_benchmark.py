@@ -167,7 +167,7 @@ def check(contestant, point):
     (case, *_) = gpu_run.make_sets(point, CPU)
     channels = gpu_run.compared_channels(point, CPU)
     expected = gpu_run.expected_results(gpu_run.part_of(case, channels))
-    gpu_run._check(contestant.name, call, case, channels, expected, "forward+backward")
+    gpu_run._admit(contestant.name, call, case, channels, expected, "forward+backward", CPU)
     return True
 
 
