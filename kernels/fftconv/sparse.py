@@ -72,7 +72,7 @@ def fft_conv_sparse(
         pre_gate: (B, D, L), multiplies the input.
         post_gate: (B, D, L), multiplies the output.
         impl: "torch"; "triton", which "auto" takes on a GPU if the points inside one of the mask's outer factors are a
-            size that its kernels have (256 ... 8,192); or "reference" (float64, all bins).
+            size that its kernels have (256 ... 4,096); or "reference" (float64, all bins).
 
     Returns:
         y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is. Under autocast u and the

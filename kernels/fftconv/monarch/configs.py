@@ -32,31 +32,49 @@ class Tile:
         return self.N1 * self.N2
 
 
-# For each element size in bytes, from small to large transforms; of one size the first that fits is taken. With N1 a
-# multiple of 64 the first product fills the matrix units of an H100 (wgmma takes 64 rows).
+# For each element size in bytes, from small to large transforms; of one size the first that fits is taken. A thread has
+# registers for about sixteen samples: 2,048 for four warps. What each compiles to is in docs/kernels.md.
 TILES = {
     2: (
-        Tile(16, 16, 16, 4, 40 * KB),
-        Tile(16, 8, 32, 4, 40 * KB),
-        Tile(64, 4, 16, 4, 64 * KB),
-        Tile(64, 2, 32, 4, 64 * KB),
-        Tile(64, 1, 64, 4, 64 * KB),
+        Tile(16, 8, 16, 4, 16 * KB),
+        Tile(16, 4, 32, 4, 24 * KB),
+        Tile(32, 2, 32, 4, 32 * KB),
+        Tile(64, 1, 32, 4, 56 * KB),
+        Tile(128, 1, 32, 8, 150 * KB),  # 128 rows for two groups of four warps, where there is room
+        Tile(32, 1, 128, 8, 98 * KB, one_pass=False),
+        Tile(64, 1, 64, 4, 64 * KB, one_pass=False),
         Tile(128, 1, 64, 8, 180 * KB, one_pass=False),
     ),
     4: (
-        Tile(16, 8, 16, 4, 40 * KB),
-        Tile(16, 4, 32, 4, 40 * KB),
-        Tile(32, 2, 32, 4, 64 * KB),
-        Tile(32, 1, 64, 4, 96 * KB),
-        Tile(64, 1, 64, 8, 180 * KB, one_pass=False),
+        Tile(16, 4, 16, 4, 24 * KB),
+        Tile(16, 2, 32, 4, 40 * KB),
+        Tile(32, 1, 32, 8, 64 * KB, one_pass=False),
     ),
 }
 
 
-def tiles(dtype: torch.dtype, shared_limit: int) -> tuple[Tile, ...]:
+# For the inner transforms of longer ones, which are complex on both sides; the small ones for sparse spectra only.
+INNER_TILES = {
+    2: (
+        Tile(16, 8, 16, 4, 24 * KB),
+        Tile(16, 4, 32, 4, 24 * KB),
+        Tile(32, 2, 32, 4, 32 * KB),
+        Tile(64, 1, 32, 4, 200 * KB),
+        Tile(64, 1, 32, 4, 56 * KB, one_pass=False),  # without wgmma, matrices take registers
+        Tile(128, 1, 32, 8, 200 * KB),
+    ),
+    4: (
+        Tile(16, 4, 16, 4, 24 * KB),
+        Tile(16, 2, 32, 4, 40 * KB),
+        Tile(32, 1, 32, 8, 64 * KB, one_pass=False),
+    ),
+}
+
+
+def tiles(dtype: torch.dtype, shared_limit: int, table: dict[int, tuple[Tile, ...]] = TILES) -> tuple[Tile, ...]:
     """The tiles that fit a device, one for each size of transform, by size."""
     fitting: dict[int, Tile] = {}
-    for tile in TILES[dtype.itemsize]:
+    for tile in table[dtype.itemsize]:
         if tile.shared <= shared_limit:
             fitting.setdefault(tile.N, tile)
     return tuple(fitting[n] for n in sorted(fitting))
@@ -81,7 +99,7 @@ class Frames:
     @property
     def whole(self) -> bool:
         """Whether a row is one frame."""
-        return self.hop == self.tile.N
+        return self.count == 1 and self.hop == self.tile.N
 
 
 @dataclass(frozen=True)
@@ -135,5 +153,6 @@ def choose(rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared
     ways += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
     if L > fitting[-1].N:
         # A multiple of 16 rows, so that lengths between powers of two are not padded to the next.
-        ways += [Outer(tile, 16 * math.ceil(L / tile.N / 16)) for tile in fitting if tile.N >= 1024]
+        inner = tiles(dtype, shared_limit, INNER_TILES)
+        ways += [Outer(tile, 16 * math.ceil(L / tile.N / 16)) for tile in inner if tile.N >= 1024]
     return min(ways, key=lambda way: _cost(way, rows))

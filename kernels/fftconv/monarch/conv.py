@@ -19,8 +19,6 @@ from . import fused_run, long_run
 from .configs import Frames, Outer, choose
 from .fused_run import Rows
 
-_INT32 = 2**31
-
 
 def conv_forward(
     u: Tensor,
@@ -91,8 +89,8 @@ def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.Tw
 
 
 def readable(x: Tensor | None) -> Tensor:
-    """x itself, if the kernels can read it fast: samples side by side, and 32 bits for offsets in a few rows."""
-    if x is None or (x.stride(2) in (0, 1) and 16 * x.stride(0) < _INT32):
+    """x itself, if its samples lie side by side (or are all one), as the kernels read them; else a copy."""
+    if x is None or x.stride(2) in (0, 1):
         return x  # type: ignore[return-value]
     return x.contiguous()
 

@@ -1,5 +1,6 @@
 """Launches the kernels of `triton_fused.py`: rows that fit a tile, and rows in frames."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def convolve(
         outputs: y (B, D, L), contiguous along time, and what it is multiplied by. The second has a gate.
         adjoint: convolve with the filter reversed in time.
     """
-    tile, D = cut.tile, u.shape[1]
+    tile, D = _narrow(cut.tile, u, pre, *(x for output in outputs for x in output)), u.shape[1]
     (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
     parts, per_part = _split(rows.count, tile.R, D * cut.count)
     from .triton_fused import convolve_kernel
@@ -133,7 +134,7 @@ def correlate(
     rows: Rows, cut: Frames, u: Tensor, pre: Tensor | None, dy: Tensor, post: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """The spectra of the filter's gradients: (parts, pieces, D, 2, N1, N2) float32."""
-    tile, D = cut.tile, u.shape[1]
+    tile, D = _narrow(cut.tile, u, pre, dy, post), u.shape[1]
     tiles = -(-rows.count // tile.R) * cut.count
     parts, per_part = _split(tiles, 1, D * cut.pieces)
     g = torch.empty(parts, cut.pieces, D, 2, tile.N1, tile.N2, dtype=torch.float32, device=u.device)
@@ -165,7 +166,7 @@ def backward_of_rows(
     needs_filter: bool,
 ) -> Tensor | None:
     """All gradients of whole rows: write those that are given, and return the filter's spectrum as `correlate` does."""
-    D = u.shape[1]
+    D, tile = u.shape[1], _narrow(tile, u, pre, dy, post)
     parts, per_part = _split(rows.count, tile.R, D)
     g = None
     if needs_filter:
@@ -194,6 +195,13 @@ def _tables(tile: Tile, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     f1 = tables.dft_matrix(tile.N1, tables.SHIFT, dtype, device)
     f2 = tables.dft_matrix(tile.N2, 0.0, dtype, device)
     return f1, f2, tables.twiddles(tile.N1, tile.N2, tables.SHIFT, tables.table_dtype(dtype), device)
+
+
+def _narrow(tile: Tile, *tensors: Tensor | None) -> Tile:
+    """The tile with one row, if offsets between its rows do not fit 32 bits."""
+    if all(x is None or (tile.R - 1) * x.stride(0) + x.shape[2] < 2**31 for x in tensors):
+        return tile
+    return dataclasses.replace(tile, R=1)
 
 
 def strides(x: Tensor | None) -> tuple[int, ...]:

@@ -16,8 +16,8 @@ from .fused_run import Rows, Taps, precision, strides
 
 # Bytes of spectra between the kernels. More means fewer launches; less may stay in the L2 cache.
 SCRATCH_BYTES = 2**28
-# Blocks of the outer products: outer frequencies, time rows, samples of a row.
-BLOCK_J, BLOCK_T, BLOCK_M = 128, 64, 64
+# Blocks of the outer products, by element size: what is computed, what is summed over, samples of a time row.
+BLOCKS = {2: (128, 64, 64), 4: (64, 32, 64)}
 
 
 class Spectrum(Protocol):
@@ -66,7 +66,7 @@ def backward(
         for b in batches:
             s = passes.outer_dft(u, pre, d, b) if needs_filter or dpost is not None else None
             z = passes.outer_dft(dy, post, d, b) if needs_filter or inputs else None
-            passes.inner(d, b, s, z, kf, g, convolve=dpost is not None, adjoint=bool(inputs))
+            passes.inner_backward(d, b, s, z, kf, g, convolve=dpost is not None, adjoint=bool(inputs))
             if dpost is not None:
                 assert s is not None
                 passes.outer_inverse(s, scale, filter.skip, u, pre, [(dpost, dy)], d, b)
@@ -179,7 +179,7 @@ class Pass:
         """The spectra after the outer DFT of pre * u: (channels * rows, 2, J, M)."""
         o, n = self.outer, (d.stop - d.start) * (b.stop - b.start)
         s = torch.empty(n, 2, o.J, o.M, dtype=self.dtype, device=u.device)
-        BJ, BT, BM = _block(o.J, BLOCK_J), _block(o.P, BLOCK_T), min(BLOCK_M, o.M)
+        BJ, BT, BM = _blocks(o.J, o.P, self.dtype)
         from .triton_long import outer_kernel
 
         with on_device_of(u):
@@ -189,6 +189,29 @@ class Pass:
                 pre is not None, self.rows.starts is not None, precision(self.dtype), num_warps=4, num_stages=2,
             )  # fmt: skip
         return s
+
+    def inner_backward(
+        self,
+        d: slice,
+        b: slice,
+        s: Tensor | None,
+        z: Tensor | None,
+        kf: Tensor,
+        g: Tensor | None,
+        *,
+        convolve: bool,
+        adjoint: bool,
+    ) -> None:
+        """`inner`, in one pass over the spectra or, if there are not registers enough for that, in up to three."""
+        if self.outer.tile.one_pass:
+            self.inner(d, b, s, z, kf, g, convolve=convolve, adjoint=adjoint)
+            return
+        if g is not None:  # first, because the others overwrite what it reads
+            self.inner(d, b, s, z, None, g)
+        if convolve:
+            self.inner(d, b, s, None, kf, None, convolve=True)
+        if adjoint:
+            self.inner(d, b, None, z, kf, None, adjoint=True)
 
     def inner(
         self,
@@ -233,7 +256,7 @@ class Pass:
         o = self.outer
         (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
         times = -(-self.rows.longest // o.M)
-        BT, BJ, BM = _block(times, BLOCK_J), _block(o.J, BLOCK_T), min(BLOCK_M, o.M)
+        BT, BJ, BM = _blocks(times, o.J, self.dtype)
         from .triton_long import outer_inverse_kernel
 
         with on_device_of(s):
@@ -246,6 +269,10 @@ class Pass:
             )  # fmt: skip
 
 
-def _block(n: int, limit: int) -> int:
-    """A power of two, at least the 16 that a matrix product needs, and at most `limit`."""
-    return max(16, min(limit, 1 << (n - 1).bit_length()))
+def _blocks(computed: int, summed: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Sizes for so many outer frequencies or time rows: powers of two, at least the 16 that a matrix product needs."""
+    limits = BLOCKS[dtype.itemsize]
+    sizes = [
+        max(16, min(limit, 1 << (n - 1).bit_length())) for n, limit in zip((computed, summed), limits, strict=False)
+    ]
+    return sizes[0], sizes[1], limits[2]

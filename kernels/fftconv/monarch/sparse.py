@@ -14,7 +14,7 @@ from longconv.kernels.gpu.device import shared_memory_limit
 from ..mask import SpectrumMask
 from ..sparse import fold, rows_and_weights
 from . import long_run, tables
-from .configs import Tile, tiles
+from .configs import INNER_TILES, Tile, tiles
 from .conv import readable
 from .fused_run import Rows
 
@@ -24,7 +24,7 @@ def find_tile(mask: SpectrumMask, dtype: torch.dtype, device: torch.device) -> T
 
     Of several, the one with which the fewest points are computed.
     """
-    by_size = {tile.N: tile for tile in tiles(dtype, shared_memory_limit(device))}
+    by_size = {tile.N: tile for tile in tiles(dtype, shared_memory_limit(device), INNER_TILES)}
     inner = [mask.n // math.prod(mask.factors[:i]) for i in range(1, len(mask.factors))]
     fitting = [M for M in inner if M in by_size]
     if not fitting:
