@@ -4,6 +4,7 @@ fftconv.py   long convolution: torch.fft, scipy, julius, fft-conv-pytorch (cpu_c
 gpu_run.py   what that is on a GPU: others (gpu_contestants.py), sizes and targets (gpu_points.py), the least time
              that it can take (roofline.py), table and plot (gpu_report.py)
 dilated.py   dilated convolution and multiresolution trees: F.conv1d
+tcnca.py     TCNCA's stack of dilated convolutions: MEGA's moving average by FFT
 stages.py    where its time goes on a CPU, against the floor of its transforms
 harness.py   what they share: oracle gate, interleaved timing, peak memory
 report.py    the columns of a row, CSV file, table and plot
@@ -13,9 +14,14 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import dilated, fftconv, stages
+from . import dilated, fftconv, stages, tcnca
 
 #: The functions behind `longconv bench NAME`.
-BENCHMARKS: dict[str, Callable[..., list[Any]]] = {"fftconv": fftconv.run, "dilated": dilated.run, "stages": stages.run}
+BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
+    "fftconv": fftconv.run,
+    "dilated": dilated.run,
+    "tcnca": tcnca.run,
+    "stages": stages.run,
+}
 
 __all__ = ["BENCHMARKS"]
