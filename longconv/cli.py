@@ -276,6 +276,8 @@ def info(model: Path | None = None, /, *, layers: bool = False) -> None:
     config = loaded.config
     print(f"{type(loaded).__name__}: {sum(p.numel() for p in loaded.parameters()):,} parameters")
     limit = f"up to {config.max_position_embeddings:,} tokens"
+    if loaded.receptive_field is not None:
+        limit += f", a receptive field of {loaded.receptive_field:,}"
     print(f"vocabulary {config.vocab_size:,}, {config.hidden_size} channels, {limit}")
     for index, block in enumerate(loaded.base_model.layers):
         parts = [block.mixer, *block.mixer.long_filters]

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import convert
 from .attention import Attention
-from .base import Mixer
+from .base import Mixer, stack_lookahead, stack_receptive_field
 from .convert import *  # noqa: F403 (every converter)
 from .dynamic_conv import DynamicConv
 from .global_conv import GlobalConv
@@ -87,5 +87,7 @@ __all__ = [
     "TCNCA",
     "build_layer",
     "check_mixer",
+    "stack_lookahead",
+    "stack_receptive_field",
     *convert.__all__,
 ]

@@ -1,7 +1,7 @@
 """The contract of a sequence mixer, and the argument checks that all mixers share."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -171,6 +171,22 @@ class Mixer(nn.Module):
         """Raise ValueError if a sequence of `length` samples is longer than the layer can take."""
         if self.max_length is not None and length > self.max_length:
             raise ValueError(f"sequence of length {length} is longer than max_length = {self.max_length}")
+
+
+def stack_receptive_field(mixers: Iterable[Mixer]) -> int | None:
+    """How many consecutive inputs one output of mixers one behind the other can depend on; None if unbounded.
+
+    1 + sum of (receptive_field - 1): norms, MLPs and residuals between them do not add to it. It is exact, except that
+    layers with attention in chunks, which begin at the same samples in all of them, may see less.
+    """
+    fields = [mixer.receptive_field for mixer in mixers]
+    return None if None in fields else 1 + sum(field - 1 for field in fields if field is not None)
+
+
+def stack_lookahead(mixers: Iterable[Mixer]) -> int | None:
+    """How many of the inputs in `stack_receptive_field` are later than the output: the sum; None if unbounded."""
+    ahead = [mixer.lookahead for mixer in mixers]
+    return None if None in ahead else sum(count for count in ahead if count is not None)
 
 
 def packed_lengths(cu_seqlens: Tensor, L: int) -> list[int]:

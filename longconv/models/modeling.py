@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from longconv.filters import Filter
-from longconv.layers import build_layer
+from longconv.layers import build_layer, stack_lookahead, stack_receptive_field
 
 from .cache import LongConvCache
 from .configuration import LongConvConfig
@@ -113,6 +113,16 @@ class LongConvPreTrainedModel(PreTrainedModel):
         for name, options in self._optim_marks.items():
             if name in parameters and not hasattr(parameters[name], "_optim"):
                 parameters[name]._optim = options  # type: ignore[attr-defined]
+
+    @property
+    def receptive_field(self) -> int | None:
+        """How many consecutive tokens one hidden state can depend on; None if unbounded. See `stack_receptive_field`."""
+        return stack_receptive_field(block.mixer for block in self.base_model.layers)  # type: ignore[union-attr]
+
+    @property
+    def lookahead(self) -> int | None:
+        """How many of these are later than the hidden state's own: 0 if causal, None if unbounded."""
+        return stack_lookahead(block.mixer for block in self.base_model.layers)  # type: ignore[union-attr]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

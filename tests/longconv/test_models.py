@@ -313,3 +313,55 @@ def test_longconv_alone_does_not_import_transformers_and_models_say_what_they_ne
 def test_unknown_mixer_options_are_named(options):
     with pytest.raises(ValueError, match="mixer 'hyena' has no option ordr; it has: max_length, order, filter"):
         LongConvConfig(num_hidden_layers=2, **options)
+
+
+@pytest.mark.parametrize(
+    ("mixers", "field", "ahead"),
+    [
+        ("tcn multires lightconv", 1 + (2 * 2 * 3 + 15 + 4) + 12, 0),
+        ("micro_tcn", 1 + 4 * (1 + 4) * 2, 0),
+        ("tcn micro_tcn", 1 + 2 * 12 + 2 * 10, 0),
+        ("tcn hyena", None, 0),
+    ],
+)
+def test_receptive_field_of_a_stack(mixers, field, ahead):
+    """By gradient: of one hidden state, for the embeddings of the tokens."""
+    options = {
+        "tcn": {"num_blocks": 2, "kernel_size": 3},
+        "multires": {"depth": 4},
+        "lightconv": {"kernel_size": 5, "num_heads": 2},
+        "micro_tcn": {"num_blocks": 2, "kernel_size": 3, "dilation_growth": 4},
+    }
+    used = {name: options[name] for name in mixers.split() if name in options}
+    config = LongConvConfig(
+        vocab_size=11, hidden_size=16, num_hidden_layers=4, mixers=mixers, mixer_options=used,
+        max_position_embeddings=100, initializer_range=0.3,
+    )  # fmt: skip
+    model = LongConvModel(config).double().eval()
+    assert (model.receptive_field, model.lookahead) == (field, ahead)
+    assert LongConvForCausalLM(config).receptive_field == field
+    if field is None:
+        return
+    x = torch.randn(1, 100, 16, dtype=torch.float64, requires_grad=True)
+    out = model(inputs_embeds=x).last_hidden_state
+    reached = torch.autograd.grad(out[0, 90].square().sum(), x)[0][0].abs().sum(1).nonzero().flatten()
+    assert (reached.min(), reached.max()) == (90 - field + 1, 90)
+
+
+def test_lookahead_of_a_stack():
+    config = LongConvConfig(
+        vocab_size=11, hidden_size=16, num_hidden_layers=3, mixers="tcn lightconv", max_position_embeddings=100,
+        mixer_options={
+            "tcn": {"num_blocks": 2, "kernel_size": 3, "lookahead": 5},
+            "lightconv": {"kernel_size": 4, "num_heads": 2, "bidirectional": True},
+        },
+        initializer_range=0.3,
+    )  # fmt: skip
+    model = LongConvModel(config).double().eval()
+    assert (model.receptive_field, model.lookahead) == (1 + 2 * 12 + 3, 2 * 5 + 2)
+    x = torch.randn(1, 100, 16, dtype=torch.float64, requires_grad=True)
+    out = model(inputs_embeds=x).last_hidden_state
+    reached = torch.autograd.grad(out[0, 50].square().sum(), x)[0][0].abs().sum(1).nonzero().flatten()
+    assert (reached.min(), reached.max()) == (50 + 12 - 28 + 1, 50 + 12)
+    assert LongConvModel(LongConvConfig(vocab_size=11, hidden_size=16, num_hidden_layers=2, mixers="sgconv",
+        mixer_options={"sgconv": {"bidirectional": True}}, max_position_embeddings=100)).lookahead is None  # fmt: skip
