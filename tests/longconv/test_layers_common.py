@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from numerics import assert_close
 
-from longconv.layers import LAYERS, build_layer
+from longconv.layers import LAYERS, GlobalConv, LightConv, MultiresLayer, build_layer
 from longconv.state import Constant, GrowingBuffer, map_tensors
 
 D, M = 16, 24
@@ -317,6 +317,36 @@ def test_receptive_field_by_gradient(variant):
         assert not reached[:first].any()
         assert reached[first]
         assert reached[at + ahead]
+
+
+# What comes before and behind the convolution that `kernel` is, in the layers that are one.
+AROUND = {
+    GlobalConv: (lambda layer, x: x, lambda layer, z: layer._pointwise(z)),
+    MultiresLayer: (lambda layer, x: x, lambda layer, z: layer._output(z)),
+    LightConv: (
+        lambda layer, x: layer._project(x),
+        lambda layer, z: layer.out_proj(z if layer.conv_bias is None else z + layer.conv_bias),
+    ),
+}
+
+
+@variants
+@pytest.mark.parametrize("L", [1, 2, 19])
+def test_fixed_convolutions_are_their_kernel(variant, L):
+    """Tap by tap in float64; a layer that is no fixed convolution says so."""
+    layer, x = make(variant).double(), torch.randn(2, L, D, dtype=torch.float64)
+    around = next((maps for kind, maps in AROUND.items() if isinstance(layer, kind)), None)
+    if around is None:
+        with pytest.raises(ValueError, match=f"{type(layer).__name__} is not a fixed convolution"):
+            layer.kernel(L)
+        return
+    kernel, u = layer.kernel(L), around[0](layer, x)
+    assert kernel.shape == (u.shape[-1], L if layer.causal else 2 * L - 1)
+    lags = range(0 if layer.causal else 1 - L, L)
+    z = torch.zeros_like(u)
+    for tap, lag in zip(kernel.unbind(1), lags, strict=True):
+        z[:, max(lag, 0) : L + min(lag, 0)] += tap * u[:, max(-lag, 0) : L - max(lag, 0)]
+    assert_close(layer(x), around[1](layer, z))
 
 
 @variants
