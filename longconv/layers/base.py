@@ -89,6 +89,7 @@ class Mixer(nn.Module):
             ValueError: x has the wrong shape or no samples, the mask's shape is wrong or it pads on the right while
                 `return_state` is asked for, `cu_seqlens` does not fit or comes with a mask or a state, a sequence
                 exceeds `max_length`, or a mixer that is not causal is asked for a state.
+            TypeError: x is not floating point, or `state` is no state of a layer.
         """
         raise NotImplementedError
 
@@ -124,6 +125,7 @@ class Mixer(nn.Module):
 
         Raises:
             ValueError: x_t has the wrong shape, or `max_length` samples have been seen.
+            TypeError: `state` is no state of a layer.
         """
         self.check_causal()
         raise NotImplementedError
@@ -132,12 +134,15 @@ class Mixer(nn.Module):
         self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: LayerState | None, return_state: bool
     ) -> Tensor | None:
         """Raise what `forward` promises to raise; return the mask as bool."""
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype}")
         if not self.causal and (state is not None or return_state):
             raise ValueError(f"{type(self).__name__} is not causal here, so it has no state to take or to return")
         if x.ndim != 3 or x.shape[-1] != self.channels:
             raise ValueError(f"x must be (B, L, D) with D = {self.channels}, got shape {tuple(x.shape)}")
         if x.shape[1] == 0:
             raise ValueError("x has no samples: L must be at least 1")
+        _check_state(state)
         if cu_seqlens is not None:
             if mask is not None or state is not None or return_state:
                 raise ValueError("cu_seqlens goes with neither mask, state nor return_state: its sequences are whole")
@@ -158,6 +163,7 @@ class Mixer(nn.Module):
     def check_step(self, x_t: Tensor, state: LayerState) -> None:
         """Raise what `step` promises to raise."""
         self.check_causal()
+        _check_state(state)
         if x_t.ndim != 2 or x_t.shape[-1] != self.channels:
             raise ValueError(f"x_t must be (B, D) with D = {self.channels}, got shape {tuple(x_t.shape)}")
         self.check_length(state.position + 1)
@@ -171,6 +177,11 @@ class Mixer(nn.Module):
         """Raise ValueError if a sequence of `length` samples is longer than the layer can take."""
         if self.max_length is not None and length > self.max_length:
             raise ValueError(f"sequence of length {length} is longer than max_length = {self.max_length}")
+
+
+def _check_state(state: Any) -> None:
+    if state is not None and not isinstance(state, LayerState):
+        raise TypeError(f"state must be what init_state, forward or step returned, got {type(state).__name__}")
 
 
 def stack_receptive_field(mixers: Iterable[Mixer]) -> int | None:

@@ -164,3 +164,18 @@ def test_conversion_errors():
     del theirs["in_proj.bias"]
     with pytest.raises(ValueError, match=r"has no in_proj\.bias"):
         load_safari_state_dict(Hyena(8, 40), theirs)
+
+
+def test_initialisation():
+    """As the authors' code: `Conv1d`'s uniform for the short taps and their bias, N(0, 1) for the skips."""
+    layer = Hyena(512, 16, order=3, short_kernel=4)
+    for tensor in (layer.short_weight, layer.short_bias):
+        assert 0.98 * 4**-0.5 < tensor.abs().max() <= 4**-0.5
+        assert abs(tensor.mean()) < 4 * tensor.std() / tensor.numel() ** 0.5
+        assert abs(tensor.std() * 12**0.5 / (2 * 4**-0.5) - 1) < 0.05
+    assert layer.skip.shape == (2, 512)
+    assert abs(layer.skip.mean()) < 4 / 1024**0.5
+    assert abs(layer.skip.std() - 1) < 0.1
+    assert 2.5 < layer.skip.abs().max() < 5.5
+    for linear in (layer.in_proj, layer.out_proj):
+        assert 0.98 * 512**-0.5 < linear.weight.abs().max() <= 512**-0.5

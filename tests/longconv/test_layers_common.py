@@ -216,6 +216,8 @@ def test_errors_name_the_cause(variant):
         layer(x[:, :0])
     with pytest.raises(ValueError, match="x must be"):
         layer(torch.randn(2, 5, D + 1))
+    with pytest.raises(TypeError, match="x must be floating point"):
+        layer(torch.ones(2, 5, D, dtype=torch.int64))
     with pytest.raises(ValueError, match="mask must be"):
         layer(x, mask=torch.ones(2, M - 1))
     for wrong in ([0, M - 1], [1, M], [0, 5, 4, M], [M]):
@@ -243,6 +245,11 @@ def test_errors_of_states_name_the_cause(variant):
         layer.step(x[:, 0], state)
     with pytest.raises(ValueError, match="x_t must be"):
         layer.step(torch.randn(2, D + 1), layer.init_state(2))
+    for wrong in ((torch.zeros(2),), [None], 3):
+        with pytest.raises(TypeError, match="state must be what init_state"):
+            layer.step(x[:, 0], wrong)
+        with pytest.raises(TypeError, match="state must be what init_state"):
+            layer(x[:, :3], state=wrong)
     with pytest.raises(ValueError, match="cu_seqlens"):
         layer(x[:1], cu_seqlens=torch.tensor([0, M]), return_state=True)
     right = torch.ones(2, M, dtype=torch.bool)

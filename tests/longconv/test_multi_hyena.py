@@ -79,3 +79,12 @@ def test_options_are_checked():
             MultiHyena(6, 30, **options)
     with pytest.raises(ValueError, match="needs max_length"):
         MultiHyena(6, num_heads=2)
+
+
+def test_initialisation():
+    layer = MultiHyena(512, 16, num_heads=256, short_kernel=4)
+    for tensor in (layer.short_weight, layer.short_bias):
+        assert 0.98 * 4**-0.5 < tensor.abs().max() <= 4**-0.5
+        assert abs(tensor.std() * 12**0.5 / (2 * 4**-0.5) - 1) < 0.05
+    assert abs(layer.skip.mean()) < 4 / 16
+    assert abs(layer.skip.std() - 1) < 0.2
