@@ -1,7 +1,7 @@
 """The least time that a long convolution can take on a GPU: its bytes, or its matrix products, at rates measured here.
 
 The floor is the larger of two times: every input read once and every output written once, at the rate of a large copy;
-and the operations of the transforms that our plan takes (`configs.choose`), at the rate of a large matrix product.
+and the operations of the transforms that our plan takes (`configs.ways`), at the rate of a large matrix product.
 """
 
 import functools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longconv.kernels.fftconv.monarch.configs import Frames, Outer, choose
+from longconv.kernels.fftconv.monarch.configs import Frames, Outer, ways
 
 from .gpu_points import Point
 from .harness import time_call
@@ -72,7 +72,7 @@ def work(point: Point, mode: Mode, shared_limit: int) -> Work:
     """
     B, D, L, K = point.shape
     row, filters = B * D * L * point.torch_dtype.itemsize, D * K * 4
-    cut = choose(B, L, K, L - 1 if point.circular else 0, point.torch_dtype, shared_limit)
+    cut = ways(B, L, K, L - 1 if point.circular else 0, point.torch_dtype, shared_limit)[0]
     there_and_back = B * D * round_trip(cut)
     forward = Work((4 if point.gated else 2) * row + filters, there_and_back)
     if mode == "forward":

@@ -1,6 +1,7 @@
 """`fft_conv` and `fft_conv_sparse` in Triton: in the interpreter, against the definitions in float64."""
 
 import contextlib
+import importlib
 import itertools
 
 import pytest
@@ -106,14 +107,14 @@ def test_packed_sequences_and_rows_do_not_touch_each_other(NaN_in):
 
 @dtypes
 def test_few_taps_in_frames(dtype):
-    assert not configs.choose(2, 1500, 40, 20, dtype, 227 * 1024).whole
+    assert not configs.ways(2, 1500, 40, 20, dtype, 227 * 1024)[0].whole
     check(make(2, 2, 1500, 40, dtype, 20, others=GATES))
 
 
 @dtypes
 def test_long_rows(dtype):
     L = 9000
-    assert isinstance(configs.choose(1, L, L, 3, dtype, 227 * 1024), configs.Outer)
+    assert isinstance(configs.ways(1, L, L, 3, dtype, 227 * 1024)[0], configs.Outer)
     check(make(1, 1, L, L, dtype, others=GATES))
 
 
@@ -192,7 +193,7 @@ def test_what_cannot_be_had_is_an_error_and_a_cpu_takes_the_torch_path(monkeypat
 @contextlib.contextmanager
 def forced(monkeypatch, way):
     with monkeypatch.context() as patch:
-        patch.setattr(conv, "choose", lambda *sizes: way)
+        patch.setattr(conv, "ways", lambda *sizes: (way,))
         yield
 
 
@@ -285,35 +286,56 @@ def test_offsets_beyond_32_bits(tmp_path):
 )
 def test_every_choice_covers_the_row_and_the_filter(L, share, share_reverse, rows, dtype, limit):
     K, K_reverse = max(1, int(L * share**3)), int((L - 1) * share_reverse**3)
-    way = configs.choose(rows, L, K, K_reverse, dtype, limit * 1024)
-    assert way.tile.shared <= limit * 1024
-    if isinstance(way, configs.Outer):
-        assert way.P % 16 == 0
-        assert L <= way.P * way.tile.N < L + 16 * way.tile.N
-        return
-    assert way.count * way.hop >= L
-    if way.whole:
-        assert L <= way.tile.N
-        return
-    if way.pieces == 1:
-        assert way.left >= K - 1
-        assert way.right >= K_reverse
-        assert way.hop + way.left + way.right <= way.tile.N
-    else:
-        assert way.hop + way.left <= way.tile.N
-        assert -way.shift >= K_reverse
-        assert way.shift + way.pieces * way.hop >= K
+    for way in configs.ways(rows, L, K, K_reverse, dtype, limit * 1024):
+        assert way.tile.shared <= limit * 1024
+        if isinstance(way, configs.Outer):
+            assert way.P % 16 == 0 or way.P < 16
+            assert L <= way.P * way.tile.N < L + 16 * way.tile.N
+            continue
+        assert way.count * way.hop >= L
+        if way.whole:
+            assert L <= way.tile.N
+        elif way.pieces == 1:
+            assert way.left >= K - 1
+            assert way.right >= K_reverse
+            assert way.hop + way.left + way.right <= way.tile.N
+        else:
+            assert way.hop + way.left <= way.tile.N
+            assert -way.shift >= K_reverse
+            assert way.shift + way.pieces * way.hop >= K
 
 
 def test_choices_that_matter():
-    choose = lambda L, K, limit=227, dtype=torch.bfloat16: configs.choose(64, L, K, 0, dtype, limit * 1024)  # noqa: E731
+    def choose(L, K, limit=227, rows=64):
+        return configs.ways(rows, L, K, 0, torch.bfloat16, limit * 1024)[0]
+
     assert choose(8192, 8192).whole
     assert isinstance(choose(8192, 8192, 99), configs.Outer)
     assert choose(4096, 4096, 99).tile.N == 4096
     assert choose(2**20, 64).pieces == 1
     assert isinstance(choose(2**20, 2**20), configs.Outer)
     # One row of each filter: preparing a filter of a million points would cost more than many short frames.
-    assert not isinstance(configs.choose(1, 2**20, 8192, 0, torch.bfloat16, 227 * 1024), configs.Outer)
+    assert not isinstance(choose(2**20, 8192, rows=1), configs.Outer)
+
+
+def test_a_measured_way_is_taken(monkeypatch, tmp_path):
+    """Measured once for a bucket of lengths, kept on disk, and taken for other lengths and for gradients."""
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path))
+    monkeypatch.setenv("LONGCONV_TUNE", "1")
+    asked, last = [], configs.ways(2, 700, 40, 0, torch.float32, 227 * 1024)[-1]
+    # The module; in its package the function has its name.
+    module = importlib.import_module("longconv.kernels.gpu.choose")
+    monkeypatch.setattr(module, "_bench", lambda call: asked.append(call()) or -len(asked))
+    x = make(2, 1, 700, 40, torch.float32)
+    check(x)
+    assert len(asked) == len(configs.ways(2, 700, 40, 0, torch.float32, 227 * 1024))
+    launched = []
+    monkeypatch.setattr(conv.fused_run, "forward", lambda rows, cut, *_: launched.append(cut.name))
+    monkeypatch.setattr(conv.long_run, "forward", lambda rows, filter, *_: launched.append(filter.outer.tile.name))
+    fft_conv(torch.randn(2, 1, 800), torch.randn(1, 40), impl="triton")
+    assert len(launched) == 1
+    assert launched[0] in last.name
+    assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
 # --- Tables -----------------------------------------------------------------------------------------------------------

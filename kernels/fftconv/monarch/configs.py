@@ -1,6 +1,6 @@
 """Which tile a convolution takes: a choice by what the device has, never by its name."""
 
-import math
+import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +30,11 @@ class Tile:
     def N(self) -> int:
         """Points of a transform."""
         return self.N1 * self.N2
+
+    @property
+    def name(self) -> str:
+        """Its sizes and warps, e.g. "64x2x32 w4"."""
+        return f"{self.N1}x{self.R}x{self.N2} w{self.warps}"
 
 
 # For each element size in bytes, from small to large transforms; of one size the first that fits is taken. A thread has
@@ -97,6 +102,11 @@ class Frames:
     shift: int = 0
 
     @property
+    def name(self) -> str:
+        """What kind of cut it is, without the numbers that follow from the length of a row."""
+        return f"{'whole' if self.whole else 'frames'} {self.tile.name}"
+
+    @property
     def whole(self) -> bool:
         """Whether a row is one frame."""
         return self.count == 1 and self.hop == self.tile.N
@@ -108,6 +118,11 @@ class Outer:
 
     tile: Tile
     P: int
+
+    @property
+    def name(self) -> str:
+        """What kind of cut it is, without the numbers that follow from the length of a row."""
+        return f"outer {self.tile.name}"
 
 
 def whole_row(tile: Tile) -> Frames:
@@ -123,6 +138,12 @@ def frames(tile: Tile, L: int, K: int, K_reverse: int) -> Frames:
         return Frames(tile, hop, left, right, -(-L // hop))
     hop = tile.N // 2
     return Frames(tile, hop, hop, 0, -(-L // hop), -(-(right + K) // hop), -right)
+
+
+def _time_rows(L: int, tile: Tile) -> int:
+    """Not a power of two, so that lengths between those are not padded to the next; above 16 in blocks of the units."""
+    P = -(-L // tile.N)
+    return P if P <= 16 else _up(P)
 
 
 def _up(n: int) -> int:
@@ -146,13 +167,20 @@ def _cost(cut: Frames | Outer, rows: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def choose(rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared_limit: int) -> Frames | Outer:
-    """The cheapest way to convolve `rows` rows of L samples with each filter, which has K and K_reverse <= L lags."""
+def ways(
+    rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared_limit: int
+) -> tuple[Frames | Outer, ...]:
+    """How `rows` rows of L samples can be convolved with each filter, of K and K_reverse <= L lags; the cheapest first.
+
+    Behind those with the preferred tiles come those with other tiles of the first one's size, for a trial.
+    """
     fitting = tiles(dtype, shared_limit)
-    ways: list[Frames | Outer] = [whole_row(tile) for tile in fitting if tile.N >= L][:1]
-    ways += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
+    found: list[Frames | Outer] = [whole_row(tile) for tile in fitting if tile.N >= L][:1]
+    found += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
     if L > fitting[-1].N:
-        # A multiple of 16 rows, so that lengths between powers of two are not padded to the next.
-        inner = tiles(dtype, shared_limit, INNER_TILES)
-        ways += [Outer(tile, 16 * math.ceil(L / tile.N / 16)) for tile in inner if tile.N >= 1024]
-    return min(ways, key=lambda way: _cost(way, rows))
+        found += [Outer(t, _time_rows(L, t)) for t in tiles(dtype, shared_limit, INNER_TILES) if t.N >= 1024]
+    found.sort(key=lambda way: _cost(way, rows))
+    best = found[0]
+    table = INNER_TILES if isinstance(best, Outer) else TILES
+    others = [tile for tile in table[dtype.itemsize] if tile.N == best.tile.N and tile.shared <= shared_limit]
+    return (*found, *(dataclasses.replace(best, tile=tile) for tile in others if tile != best.tile))

@@ -7,16 +7,17 @@ are sorted into groups of like length.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from longconv.kernels.gpu.device import shared_memory_limit
+from longconv.kernels import gpu
+from longconv.kernels.gpu import Config, shared_memory_limit
 
 from ..blocked import empty_gradients
 from . import fused_run, long_run
-from .configs import Frames, Outer, choose
+from .configs import Frames, Outer, ways
 from .fused_run import Rows
 
 
@@ -35,11 +36,14 @@ def conv_forward(
     u, pre, post = readable(u), readable(pre_gate), readable(post_gate)
     for rows in _groups(u, ends, circular):
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
-        cut = _choose(u, rows, taps)
-        if isinstance(cut, Outer):
-            long_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
-        else:
-            fused_run.forward(rows, cut, taps, u, pre, y, post)
+
+        def run(cut: Frames | Outer, rows: Rows = rows, taps: tuple[Tensor, Tensor] = taps) -> None:
+            if isinstance(cut, Outer):
+                long_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
+            else:
+                fused_run.forward(rows, cut, taps, u, pre, y, post)
+
+        run(_choose(u, rows, taps, run))
     return y
 
 
@@ -79,9 +83,17 @@ def conv_backward(
     return grads
 
 
-def _choose(u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor]) -> Frames | Outer:
+def _choose(
+    u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor], run: Callable[[Frames | Outer], None] | None = None
+) -> Frames | Outer:
+    """The cheapest way, or the one that was fastest when such sizes were measured; `run` takes a way, for measuring."""
     K, K_reverse = (side.shape[1] for side in taps)
-    return choose(rows.count, rows.longest, K, K_reverse, u.dtype, shared_memory_limit(u.device))
+    limit = shared_memory_limit(u.device)
+    named = {way.name: way for way in reversed(ways(rows.count, rows.longest, K, K_reverse, u.dtype, limit))}
+    configs = [Config({"way": name}, way.tile.warps, 1, way.tile.shared) for name, way in reversed(named.items())]
+    traits = (str(u.dtype)[6:], *map(gpu.bucket, (rows.count, K, K_reverse + 1)))
+    measure = None if run is None else lambda config: run(named[config.constants["way"]])
+    return named[gpu.choose("fft_conv", rows.longest, traits, configs, u.device, measure).constants["way"]]
 
 
 def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:

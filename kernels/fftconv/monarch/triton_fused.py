@@ -8,9 +8,11 @@ computes for its first `left` samples is dropped. A filter too long for that is 
 spectra of earlier samples times those of later taps are summed before the one inverse transform.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
+# Counts are not specialised (`do_not_specialize`): whether a batch is a multiple of 16 is not worth a compilation.
 from .triton_stages import forward, inverse
 
 
@@ -69,7 +71,7 @@ def _load(x, b0, d, r, start, t, mask, x_b, x_d, x_t, PACKED: tl.constexpr, R: t
     return tl.load(x + _at(b0, d, r, start, t, x_b, x_d, x_t, PACKED, R), mask, 0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "D", "parts", "rows", "frames", "pieces"])
 def convolve_kernel(
     u, pre, post, post2, y, y2, kf, scale, f1, f2, w, starts, lengths,
     B, D, L, u_b, u_d, u_t, pre_b, pre_d, pre_t, post_b, post_d, post_t, post2_b, post2_d, post2_t, y_b, y_d,
@@ -141,7 +143,7 @@ def _piece(
     return cr * kr - ci * ki, cr * ki + ci * kr
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "D", "parts", "tiles", "frames"])
 def correlate_kernel(
     u, pre, dy, post, g, f1, f2, w, starts, lengths,
     B, D, L, u_b, u_d, u_t, pre_b, pre_d, pre_t, dy_b, dy_d, dy_t, post_b, post_d, post_t,
@@ -189,7 +191,7 @@ def _store_gradient(g, gr, gi, N1: tl.constexpr, R: tl.constexpr, N2: tl.constex
     tl.store(g + N1 * N2 + at, tl.sum(tl.reshape(gi, (N1, R, N2)), 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "D", "parts", "rows"])
 def backward_kernel(
     u, pre, dy, post, du, dpre, dpost, g, kf, scale, f1, f2, w, starts, lengths,
     B, D, L, u_b, u_d, u_t, pre_b, pre_d, pre_t, dy_b, dy_d, dy_t, post_b, post_d, post_t, du_b, du_d,

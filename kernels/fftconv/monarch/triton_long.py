@@ -11,6 +11,7 @@ Between the kernels s (rows, 2, J, M) is in memory, in the precision of the matr
 host (`long_run.py`): a shifted DFT of all frequencies, or some rows of an ordinary one (a sparse spectrum).
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
@@ -27,7 +28,7 @@ def _row(row, nb, b_first, d_first, starts, lengths, L, PACKED: tl.constexpr):
     return b.to(tl.int64), d, 0, L
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nb", "b_first", "d_first"])
 def outer_kernel(
     u, pre, s, f, starts, lengths, L, nb, b_first, d_first, u_b, u_d, u_t, pre_b, pre_d, pre_t, J, P, M,
     BJ: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr,
@@ -61,7 +62,7 @@ def outer_kernel(
     tl.store(s + J * M + at, si.to(s.dtype.element_ty), (j < J)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nb", "b_first", "d_first"])
 def outer_inverse_kernel(
     s, u, pre, post, post2, y, y2, scale, skip, f, starts, lengths, L, nb, b_first, d_first,
     u_b, u_d, u_t, pre_b, pre_d, pre_t, post_b, post_d, post_t,
@@ -142,7 +143,7 @@ def _store_inverse(
     tl.store(s + J * M1 * M2 + at, (xi * wr - xr * wi).to(s.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["nb", "per_program"])
 def inner_kernel(
     s, z, kf, g, f1, f2, w, wa, wb, nb, per_program, J,
     M1: tl.constexpr, R: tl.constexpr, M2: tl.constexpr,

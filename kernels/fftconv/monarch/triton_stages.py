@@ -19,6 +19,7 @@ the one is the other reshaped. `x` is real, and only the real part of the invers
 last one take two real products where the inner ones take four.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
 import triton
 import triton.language as tl
 
