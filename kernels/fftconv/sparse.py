@@ -313,7 +313,9 @@ class _Kernels:
     def __init__(self, mask: SpectrumMask, u: Tensor) -> None:
         from .monarch import sparse
 
-        self._sparse, self._arguments = sparse, (mask, sparse.find_tile(mask, u.dtype, u.device))
+        tile = sparse.find_tile(mask, u.dtype, u.device)
+        assert tile is not None
+        self._sparse, self._arguments = sparse, (mask, tile)
 
     def conv_forward(self, *args: Any) -> Tensor:
         """Arguments as in `spectral.conv_forward`, without the plan."""

@@ -10,8 +10,8 @@ from longconv.kernels.fftconv.monarch import configs, fused_run, long_run, trito
 
 # Bytes of a thread that may go through local memory, by element size. All gradients at once need the most: two spectra,
 # the filter's and a sum of spectra; float32 products take three times the operands. What cannot be placed takes more.
-SPILL_BUDGET = {"convolve": (160, 700), "correlate": (64, 1800), "backward": (640, 1300), "inner": (640, 2100)}
-SPILL_BUDGET |= {"outer": (64, 200), "outer_inverse": (64, 200)}
+SPILL_BUDGET = {"convolve": (160, 740), "correlate": (64, 1800), "backward": (640, 1300), "inner": (700, 2100)}
+SPILL_BUDGET |= {"outer": (160, 200), "outer_inverse": (64, 200)}
 KERNELS = {
     name: getattr(module, name)
     for module, names in (
@@ -21,6 +21,7 @@ KERNELS = {
     for name in names
 }
 B, D = 64, 768
+QUICK = ("sm_90", "gfx942")  # products in three parts take the compiler a minute and more for a target
 # Constants that a label need not name.
 COMMON = {"HAS_PRE", "HAS_POST", "HAS_SKIP", "ONE_PIECE"}
 
@@ -133,7 +134,12 @@ def cases_for(record, target, dtype):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_configuration_fits(target, dtype, record):
-    check([(TARGETS[target], cases_for(record, TARGETS[target], dtype))])
+def test_every_configuration_fits(target, record):
+    check([(TARGETS[target], cases_for(record, TARGETS[target], torch.float16))])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
+@pytest.mark.parametrize("target", [t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS])
+def test_every_configuration_fits_in_float32(target, record):
+    check([(TARGETS[target], cases_for(record, TARGETS[target], torch.float32))])

@@ -175,7 +175,8 @@ def ways(
     Behind those with the preferred tiles come those with other tiles of the first one's size, for a trial.
     """
     fitting = tiles(dtype, shared_limit)
-    found: list[Frames | Outer] = [whole_row(tile) for tile in fitting if tile.N >= L][:1]
+    found: list[Frames | Outer] = []
+    found += [whole_row(tile) for tile in fitting if tile.N >= L][:1]
     found += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
     if L > fitting[-1].N:
         found += [Outer(t, _time_rows(L, t)) for t in tiles(dtype, shared_limit, INNER_TILES) if t.N >= 1024]

@@ -91,9 +91,10 @@ def _choose(
     limit = shared_memory_limit(u.device)
     named = {way.name: way for way in reversed(ways(rows.count, rows.longest, K, K_reverse, u.dtype, limit))}
     configs = [Config({"way": name}, way.tile.warps, 1, way.tile.shared) for name, way in reversed(named.items())]
-    traits = (str(u.dtype)[6:], *map(gpu.bucket, (rows.count, K, K_reverse + 1)))
+    sizes = [gpu.bucket(n) for n in (rows.count, K, K_reverse + 1)]
     measure = None if run is None else lambda config: run(named[config.constants["way"]])
-    return named[gpu.choose("fft_conv", rows.longest, traits, configs, u.device, measure).constants["way"]]
+    choice = gpu.choose("fft_conv", rows.longest, (str(u.dtype)[6:], *sizes), configs, u.device, measure)
+    return named[choice.constants["way"]]
 
 
 def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:

@@ -130,7 +130,7 @@ def outer_tables(
 class TwoSided:
     """The filter with taps (D, K) at lags 0, 1, ... and (D, K') at -1, -2, ...; see `tables.points`."""
 
-    skip = None  # part of the taps
+    skip: Tensor | None = None  # part of the taps
 
     def __init__(self, taps: Taps, outer: OuterTables) -> None:
         self.taps, self.outer = taps, outer
