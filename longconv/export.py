@@ -64,8 +64,8 @@ def to_onnx(
         ImportError: onnx or onnxscript is missing.
         ValueError: the module is in training mode, an argument does not fit (a `"length"` axis without `max_length` or
             the reverse, names that are none of the inputs), a filter cannot be folded, what the module computes
-            depends on the size of a dynamic axis (attention in chunks: MEGA, TCNCA), or it has no real, standard form
-            (a circular convolution of dynamic length, complex numbers, Hyena N-D's convolutions of images).
+            depends on the size of a dynamic axis (such as `DynamicConv(renorm_padding=True)`), or it has no real,
+            standard form (a circular convolution of dynamic length, complex numbers, Hyena N-D's images).
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:

@@ -67,11 +67,13 @@ class RotaryBias(nn.Module):
         (a, a_imag), (b, b_imag) = (v.to(dtype).chunk(2) for v in (self.alpha, self.beta))
         half, wide = a.shape[0], dtype if a.device.type == "mps" else torch.float64
         theta = 10000.0 ** -(torch.arange(half, dtype=wide, device=a.device) / half)
-        angle = torch.arange(n, dtype=wide, device=a.device)[:, None] * theta
+        # All offsets while compiling: the mirrored half of one position would be empty, which a graph depends on.
+        first = 1 - n if torch.compiler.is_compiling() else 0
+        angle = torch.arange(first, n, dtype=wide, device=a.device)[:, None] * theta
         cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
         with torch.autocast(a.device.type, enabled=False):
             even, odd = cos @ (a * b + a_imag * b_imag), sin @ (a_imag * b - a * b_imag)
-        return torch.cat([(even - odd)[1:].flip(0), even + odd])
+        return even + odd if first else torch.cat([(even - odd)[1:].flip(0), even + odd])
 
 
 @dataclass
@@ -158,6 +160,8 @@ class ChunkedAttention(nn.Module):
         Returns:
             out (B, L, H), and the state to go on with. What comes out at padded positions means nothing.
         """
+        if mask is None and state is None and torch.compiler.is_compiling():
+            return self._traced(q, k, v), None
         if mask is None and (state is None or state.filled is None):
             return self._aligned(q, k, v, state)
         return self._ragged(q, k, v, mask, state)
@@ -190,6 +194,23 @@ class ChunkedAttention(nn.Module):
         if left < T:  # copies, so that the state does not hold the whole sequence
             keys, values = (GrowingBuffer(t[:, T - left :].clone(), 1) for t in (k, v))
         return y, ChunkState(keys, values)
+
+    def _traced(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """A whole sequence in one graph for every length: the last chunk, and one more, are filled up.
+
+        Lengths are not known, so whatever must not be 1 is at least 2, and samples are moved by index.
+        """
+        L, C = q.shape[1], self.chunk_size
+        times = torch.arange(L, device=q.device)
+        if C is None:
+            T = L + 1 if isinstance(self.bias, RotaryBias) else L  # the other has no weights for more
+            q, k, v = (nn.functional.pad(t, (0, 0, 0, T - L)) for t in (q, k, v))
+            at = torch.arange(T, device=q.device)
+            return self._attend(q, k, v, at, at < L)[:, :L]
+        at = torch.arange(C, device=q.device)
+        place = torch.arange(L // C + 2, device=q.device)[:, None] * C + at  # (chunks, C)
+        q, k, v = (t[:, place.clamp(max=L - 1)] for t in (q, k, v))
+        return self._attend(q, k, v, at, place < L)[:, times // C, times % C]
 
     def _ragged(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: ChunkState | None
@@ -235,7 +256,10 @@ class ChunkedAttention(nn.Module):
             # A padded query may see itself, because a softmax over nothing is NaN; real queries never see a padded key.
             allowed = (allowed & real[..., None, :]) | (place == at[..., None])
         # Row r of the windows has the offsets r - (K-1) ... r: those of the query at K - 1 - r.
-        bias = self.bias(K).unfold(0, K, 1)[K - 1 - at]
+        if torch.compiler.is_compiling():  # a graph for every length takes no windows of a size that it does not know
+            bias = self.bias(K)[K - 1 - at[..., None] + place]
+        else:
+            bias = self.bias(K).unfold(0, K, 1)[K - 1 - at]
         scale = q.shape[-1] ** -0.5 if self.activation == "softmax" else 1.0
         scores = (q * scale) @ k.mT.to(q.dtype)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))

@@ -133,7 +133,7 @@ class Mega(GatedAttention):
             return F.silu(y.mT), state
         longest = x.shape[1] if cu_seqlens is None else max(packed_lengths(cu_seqlens, x.shape[1]))
         back, ahead = (taps(each, longest) for each in self.long_filters)
-        reverse = ahead[:, 1:] if ahead.shape[1] > 1 else None
+        reverse = F.pad(ahead, (0, 1))[:, 1:]  # never empty, for graphs of every length
         y = fft_conv(x.mT, back, skip=self.omega + ahead[:, 0], k_reverse=reverse, cu_seqlens=cu_seqlens)
         return F.silu(y.mT), None
 

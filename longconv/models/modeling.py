@@ -116,7 +116,7 @@ class LongConvPreTrainedModel(PreTrainedModel):
 
     @property
     def receptive_field(self) -> int | None:
-        """How many consecutive tokens one hidden state can depend on; None if unbounded. See `stack_receptive_field`."""
+        """How many tokens in a row one hidden state can depend on; None if unbounded. See `stack_receptive_field`."""
         return stack_receptive_field(block.mixer for block in self.base_model.layers)  # type: ignore[union-attr]
 
     @property

@@ -30,13 +30,16 @@ DYNAMIC = {
     "s4d": ("s4d", {"filter": {"name": "s4d", "state_size": 6}}),
     "multi_hyena": ("multi_hyena", {"num_heads": 4}),
     "global_conv": ("global_conv", {"filter": EMA, "short_kernel": 3}),
-}
-#: Exported for one length.
-FIXED = {
     "mega": ("mega", {"chunk_size": 16, "ndim": 3, "zdim": 4}),
     "mega-two-sided": ("mega", {"ndim": 3, "zdim": 4, "rel_pos_bias": "simple", "bidirectional": True}),
     "tcnca": ("tcnca", {"num_layers": 2, "kernel_size": 4, "dilation_factor": 4, "chunk_size": 16, "zdim": 4}),
-    "dynamicconv": ("dynamicconv", {"kernel_size": 5, "num_heads": 2, "renorm_padding": True, "bidirectional": True}),
+}
+#: Exported for one length.
+FIXED = {
+    "dynamicconv-renorm": (
+        "dynamicconv",
+        {"kernel_size": 5, "num_heads": 2, "renorm_padding": True, "bidirectional": True},
+    ),
     "global_conv-dcls": ("global_conv", {"filter": {"name": "dcls", "kernel_count": 3, "dilated_kernel_size": 7}}),
     "hyena_nd": ("hyena_nd", {"shape": (100,), "max_length": 100}),
 }
@@ -84,9 +87,9 @@ def test_every_layer_is_tested():
     assert tested | {"hyena", "attention"} == set(LAYERS)  # those are in test_export.py
 
 
-@pytest.mark.parametrize("half", [0, 1])
-def test_onnx_for_every_length(half):
-    cases = dict(list(DYNAMIC.items())[half::2])
+@pytest.mark.parametrize("part", range(4))
+def test_onnx_for_every_length(part):
+    cases = dict(list(DYNAMIC.items())[part::4])
     module = Every(cases).eval()
     program = to_onnx(module, torch.randn(2, 40, D), max_length=M)
     check(program, module, cases, *([torch.randn(B, L, D)] for B, L in ((1, 1), (3, 2), (2, 197), (1, M))))
@@ -111,13 +114,25 @@ def test_onnx_model_of_a_device_with_its_controls():
 
 
 def test_what_has_no_graph_for_every_length_or_no_standard_form_says_so():
-    with pytest.raises(ValueError, match=r"^Mega: what it computes depends on the size of a dynamic axis"):
-        to_onnx(build(FIXED, "mega").eval(), torch.randn(2, 40, D), max_length=M)
+    with pytest.raises(ValueError, match=r"^DynamicConv: what it computes depends on the size of a dynamic axis"):
+        to_onnx(build(FIXED, "dynamicconv-renorm").eval(), torch.randn(2, 40, D), max_length=M)
     with pytest.raises(ValueError, match="is an operator of longconv, for which ONNX has no standard form"):
         to_onnx(build_layer("hyena_nd", D, shape=(4, 6)).eval(), torch.randn(2, 24, D))
 
 
 COMPILED = {**FIXED, **DYNAMIC}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["mega", "tcnca", "dynamicconv", "micro_tcn"])
+def test_compiled_for_every_length(case):
+    torch._dynamo.reset()
+    layer = build(DYNAMIC, case).eval()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="eager")
+    for i, L in enumerate((37, 64, 101, 15)):
+        x = torch.randn(2, L, D)
+        with torch.compiler.set_stance("fail_on_recompile" if i else "default"):
+            assert_close(compiled(x), layer(x).detach().double(), torch.float32, name=f"L = {L}")
 
 
 @pytest.mark.parametrize("case", COMPILED)
