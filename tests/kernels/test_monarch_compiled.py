@@ -10,7 +10,7 @@ from longconv.kernels.fftconv.monarch import configs, fused_run, long_run, trito
 
 # Bytes of a thread that may go through local memory, by element size. All gradients at once need the most: two spectra,
 # the filter's and a sum of spectra; float32 products take three times the operands. What cannot be placed takes more.
-SPILL_BUDGET = {"convolve": (160, 740), "correlate": (64, 1800), "backward": (640, 1300), "inner": (700, 2100)}
+SPILL_BUDGET = {"convolve": (160, 800), "correlate": (64, 1800), "backward": (640, 1300), "inner": (700, 2100)}
 SPILL_BUDGET |= {"outer": (160, 200), "outer_inverse": (64, 200)}
 KERNELS = {
     name: getattr(module, name)
