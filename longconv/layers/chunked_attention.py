@@ -147,8 +147,15 @@ class ChunkedAttention(nn.Module):
         return ChunkState(GrowingBuffer(keys, 1), GrowingBuffer(values, 1))
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, state: ChunkState | None = None
-    ) -> tuple[Tensor, ChunkState]:
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        state: ChunkState | None = None,
+        return_state: bool = True,
+    ) -> tuple[Tensor, ChunkState | None]:
         """Attend within a sequence, or the next chunk of a stream (whose length has nothing to do with C).
 
         Args:
@@ -156,11 +163,12 @@ class ChunkedAttention(nn.Module):
             v: (B, L, H).
             mask: (B, L) bool, true for real samples; the others are as if they were absent.
             state: of the samples before; None if there are none.
+            return_state: whether the state is needed.
 
         Returns:
-            out (B, L, H), and the state to go on with. What comes out at padded positions means nothing.
+            out (B, L, H), and the state to go on with (None if it is not needed, perhaps). What comes out at padded positions means nothing.
         """
-        if mask is None and state is None and torch.compiler.is_compiling():
+        if mask is None and state is None and not return_state and torch.compiler.is_compiling():
             return self._traced(q, k, v), None
         if mask is None and (state is None or state.filled is None):
             return self._aligned(q, k, v, state)

@@ -174,11 +174,12 @@ class GatedAttention(Mixer):
         base, q, k, v = self._queries(self.dropout(mx), inner)
         attention = None if state is None else state.attention
         if cu_seqlens is None:
-            o, attention = self.attention(q, k, v, mask=mask, state=attention)
+            o, attention = self.attention(q, k, v, mask=mask, state=attention, return_state=return_state)
         else:
             lengths = packed_lengths(cu_seqlens, x.shape[1])
             pieces = zip(*(t.split(lengths, dim=1) for t in (q, k, v)), strict=True)
-            o = torch.cat([self.attention(*piece)[0] for piece in pieces if piece[0].shape[1]], dim=1)
+            out = [self.attention(*piece, return_state=False)[0] for piece in pieces if piece[0].shape[1]]
+            o = torch.cat(out, dim=1)
         y = self._output(x, base, o)
         if not return_state:
             return y

@@ -135,6 +135,17 @@ def test_compiled_for_every_length(case):
             assert_close(compiled(x), layer(x).detach().double(), torch.float32, name=f"L = {L}")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["mega", "tcnca"])
+def test_compiled_with_a_state(case):
+    torch._dynamo.reset()
+    layer, x = build(DYNAMIC, case).eval(), torch.randn(2, 60, D)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    y, state = compiled(x[:, :40], return_state=True)
+    y = torch.cat([y, layer(x[:, 40:], state=state, return_state=True)[0]], 1)
+    assert_close(y, layer(x).detach().double(), torch.float32)
+
+
 @pytest.mark.parametrize("case", COMPILED)
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_forward_and_backward_are_one_graph_each(case):
