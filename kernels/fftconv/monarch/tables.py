@@ -38,14 +38,21 @@ def table_dtype(dtype: torch.dtype) -> torch.dtype:
 def unit_planes(turns: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """scale * exp(-2 pi i turns), turns (...) float64, as (2, ...)."""
     angle = -2 * math.pi * turns.remainder(1.0)
-    return (scale * torch.stack([angle.cos(), angle.sin()])).to(dtype)
+    return settled((scale * torch.stack([angle.cos(), angle.sin()])).to(dtype))
+
+
+def settled(table: Tensor) -> Tensor:
+    """The table, when it is there: it is kept, and whoever takes it next may be on another stream."""
+    if table.is_cuda and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(table.device).synchronize()
+    return table
 
 
 @lru_cache(maxsize=32)
 def _turn(n: int, device: torch.device) -> Tensor:
     """exp(-2 pi i t SHIFT / n) for t = 0 ... n - 1, complex64."""
     angle = -2 * math.pi * SHIFT / n * torch.arange(n, dtype=torch.float64, device=device)
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+    return settled(torch.polar(torch.ones_like(angle), angle).to(torch.complex64))
 
 
 def points(k: Tensor, k_reverse: Tensor | None, n: int) -> Tensor:
