@@ -166,7 +166,8 @@ class ChunkedAttention(nn.Module):
             return_state: whether the state is needed.
 
         Returns:
-            out (B, L, H), and the state to go on with (None if it is not needed, perhaps). What comes out at padded positions means nothing.
+            out (B, L, H), and the state to go on with (perhaps None if it is not needed). What comes out at padded
+            positions means nothing.
         """
         if mask is None and state is None and not return_state and torch.compiler.is_compiling():
             return self._traced(q, k, v), None
