@@ -9,7 +9,7 @@ GPU_WORKERS ?= 8
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint test-gpu bench clean
+.PHONY: help setup demo test lint test-slow test-gpu bench clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ lint: $(STAMP)  ## ruff and mypy
 	@rm -rf $(TYPES) && mkdir -p $(TYPES)/longconv
 	@ln -s $(CURDIR)/longconv/* $(CURDIR)/kernels $(CURDIR)/tasks $(CURDIR)/experiments $(TYPES)/longconv/
 	MYPYPATH=$(TYPES) $(BIN)/mypy -p longconv
+
+test-slow: $(STAMP)  ## tests that take more than a minute each: every kernel compiled for every GPU (about 20 minutes)
+	$(BIN)/pytest -n auto -m "slow and not gpu and not network"
 
 test-gpu: $(STAMP)  ## tests that need a GPU, in GPU_WORKERS processes (8: about 60 GB of its memory)
 	$(BIN)/pytest -m gpu -n $(GPU_WORKERS) tests

@@ -21,7 +21,7 @@ KERNELS = {
     for name in names
 }
 B, D = 64, 768
-QUICK = ("sm_90", "gfx942")  # products in three parts take the compiler a minute and more for a target
+recorded = pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
 # Constants that a label need not name.
 COMMON = {"HAS_PRE", "HAS_POST", "HAS_SKIP", "ONE_PIECE"}
 
@@ -120,26 +120,35 @@ def check(cases_of_targets):
         assert report.spill_bytes <= budget, table([report])
 
 
-def cases_for(record, target, dtype):
-    """Everything that is launched on a target in some dtype."""
+def cases_for(record, target, dtype, largest_only=False):
+    """Everything that is launched on a target in some dtype, or with its largest tiles only."""
     fitting = configs.tiles(dtype, target.shared_limit)
+    inner = configs.tiles(dtype, target.shared_limit, configs.INNER_TILES)
     cases = []
-    for tile in fitting:
+    for tile in fitting[-1:] if largest_only else fitting:
         cases += fused_cases(record, tile, dtype, target)
-    for tile in configs.tiles(dtype, target.shared_limit, configs.INNER_TILES):
+    for tile in inner[-1:] if largest_only else inner:
         cases += long_cases(record, tile, dtype, target)
-    cases += fused_cases(record, fitting[-2], dtype, target, configs.frames(fitting[-2], 10**5, 100, 20))
-    cases += fused_cases(record, fitting[-2], dtype, target, configs.frames(fitting[-2], 10**5, 3 * fitting[-2].N, 20))
+    if not largest_only:
+        for K in (100, 3 * fitting[-2].N):
+            cases += fused_cases(record, fitting[-2], dtype, target, configs.frames(fitting[-2], 10**5, K, 20))
     return cases
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
+@recorded
 @pytest.mark.parametrize("target", TARGETS)
-def test_every_configuration_fits(target, record):
-    check([(TARGETS[target], cases_for(record, TARGETS[target], torch.float16))])
+def test_the_largest_tiles_fit(target, record):
+    check([(TARGETS[target], cases_for(record, TARGETS[target], torch.float16, largest_only=True))])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
-@pytest.mark.parametrize("target", [t if t in QUICK else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS])
-def test_every_configuration_fits_in_float32(target, record):
-    check([(TARGETS[target], cases_for(record, TARGETS[target], torch.float32))])
+@recorded
+def test_every_configuration_fits_an_h100(record):
+    check([(TARGETS["sm_90"], cases_for(record, TARGETS["sm_90"], torch.float16))])
+
+
+@recorded
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_configuration_fits(target, dtype, record):
+    check([(TARGETS[target], cases_for(record, TARGETS[target], dtype))])
