@@ -120,7 +120,7 @@ def test_round_trips():
 def test_work(monkeypatch):
     """At B = 64, D = 768, L = 4096, gated bfloat16: 1.6 GB forward. A tile of 64 x 64: 1536 operations a sample."""
     asked = []
-    monkeypatch.setattr(roofline, "choose", lambda *args: asked.append(args) or whole_row(Tile(64, 1, 64, 4, 64 * KB)))
+    monkeypatch.setattr(roofline, "ways", lambda *args: asked.append(args) or (whole_row(Tile(64, 1, 64, 4, 64 * KB)),))
     point = Point("circular", True, "bfloat16", 4096, 64, 768)
     row, filters = 64 * 768 * 4096, 4 * 768 * 4096
     forward = roofline.work(point, "forward", 99 * KB)

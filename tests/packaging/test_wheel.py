@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_every_source_file_is_in_its_package(names):
 
 
 def test_no_tests_and_the_rest_is_there(names):
-    assert not [name for name in names if "test" in name.split("/")[-1] or "/tests/" in name]
+    assert not [name for name in names if re.search(r"(^|/)(tests?[_/.]|conftest)", name)]
     assert "longconv/py.typed" in names
     assert [name for name in names if name.endswith("/LICENSE") and ".dist-info/" in name]
 
