@@ -262,7 +262,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for panel in grid[:, 0]:
         panel.set_ylabel("ms per call: median, min to max")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
+    lines = -(-sum(len(label) + 8 for label in labels) // 130)  # of so many characters, or what is on the edge is cut
+    figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(names) // lines), frameon=False)
     first = rows[0]
     where = (
         f"{first.device}, {first.cpu_threads} CPU threads, {first.dtype}, {first.memory} memory, torch {first.torch}"
