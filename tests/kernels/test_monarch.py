@@ -286,7 +286,9 @@ def test_offsets_beyond_32_bits(tmp_path):
 )
 def test_every_choice_covers_the_row_and_the_filter(L, share, share_reverse, rows, dtype, limit):
     K, K_reverse = max(1, int(L * share**3)), int((L - 1) * share_reverse**3)
-    for way in configs.ways(rows, L, K, K_reverse, dtype, limit * 1024):
+    ways = configs.ways(rows, L, K, K_reverse, dtype, limit * 1024)
+    assert len({way.name for way in ways}) == len(ways)
+    for way in ways:
         assert way.tile.shared <= limit * 1024
         if isinstance(way, configs.Outer):
             assert way.P % 16 == 0 or way.P < 16
@@ -316,6 +318,18 @@ def test_choices_that_matter():
     assert isinstance(choose(2**20, 2**20), configs.Outer)
     # One row of each filter: preparing a filter of a million points would cost more than many short frames.
     assert not isinstance(choose(2**20, 8192, rows=1), configs.Outer)
+
+
+@pytest.mark.parametrize("L", [200, 1000, 5000, 9000, 20_000, 100_000])
+@pytest.mark.parametrize("limit", [64, 99, 163, 227])
+def test_the_cheapest_way_is_taken_where_nothing_was_measured(monkeypatch, tmp_path, L, limit):
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path))
+    for module in (conv, importlib.import_module("longconv.kernels.gpu.choose")):
+        monkeypatch.setattr(module, "shared_memory_limit", lambda device: limit * 1024)
+    u, taps = torch.empty(1, 1, L, dtype=torch.float16), (torch.empty(1, L), torch.empty(1, 0))
+    for rows in (1, 64):
+        cheapest = configs.ways(rows, L, L, 0, torch.float16, limit * 1024)[0]
+        assert conv._choose(u, fused_run.Rows(rows, L), taps) == cheapest
 
 
 def test_a_measured_way_is_taken(monkeypatch, tmp_path):

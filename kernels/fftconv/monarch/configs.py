@@ -184,4 +184,5 @@ def ways(
     best = found[0]
     table = INNER_TILES if isinstance(best, Outer) else TILES
     others = [tile for tile in table[dtype.itemsize] if tile.N == best.tile.N and tile.shared <= shared_limit]
-    return (*found, *(dataclasses.replace(best, tile=tile) for tile in others if tile != best.tile))
+    # By name: a tile may be in the table twice, for devices with different room.
+    return (*found, *(dataclasses.replace(best, tile=tile) for tile in others if tile.name != best.tile.name))

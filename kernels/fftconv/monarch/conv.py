@@ -8,6 +8,7 @@ are sorted into groups of like length.
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -89,8 +90,8 @@ def _choose(
     """The cheapest way, or the one that was fastest when such sizes were measured; `run` takes a way, for measuring."""
     K, K_reverse = (side.shape[1] for side in taps)
     limit = shared_memory_limit(u.device)
-    named = {way.name: way for way in reversed(ways(rows.count, rows.longest, K, K_reverse, u.dtype, limit))}
-    configs = [Config({"way": name}, way.tile.warps, 1, way.tile.shared) for name, way in reversed(named.items())]
+    named = {way.name: way for way in ways(rows.count, rows.longest, K, K_reverse, u.dtype, limit)}
+    configs = [Config({"way": name}, way.tile.warps, 1, way.tile.shared) for name, way in named.items()]
     sizes = [gpu.bucket(n) for n in (rows.count, K, K_reverse + 1)]
     measure = None if run is None else lambda config: run(named[config.constants["way"]])
     choice = gpu.choose("fft_conv", rows.longest, (str(u.dtype)[6:], *sizes), configs, u.device, measure)
@@ -101,10 +102,14 @@ def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.Tw
     return long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, u.dtype, u.device))
 
 
-def readable(x: Tensor | None) -> Tensor:
+@overload
+def readable(x: Tensor) -> Tensor: ...
+@overload
+def readable(x: None) -> None: ...
+def readable(x: Tensor | None) -> Tensor | None:
     """x itself, if its samples lie side by side (or are all one), as the kernels read them; else a copy."""
     if x is None or x.stride(2) in (0, 1):
-        return x  # type: ignore[return-value]
+        return x
     return x.contiguous()
 
 
