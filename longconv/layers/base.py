@@ -103,6 +103,11 @@ class Mixer(nn.Module):
         """How many of the receptive field's inputs are later than the output: 0 if causal, None if unbounded."""
         return 0 if self.causal else None
 
+    @property
+    def state_copies(self) -> int:
+        """How many states of each long filter one sequence keeps: as many as it has inputs that go through it."""
+        return 1
+
     def kernel(self, L: int) -> Tensor:
         """The layer's mixing as one dense kernel (D, L), lag s at tap s, skip weights included.
 

@@ -169,6 +169,11 @@ class MultiHyena(Mixer):
         return (q * z).sum(1).transpose(1, 2).flatten(1, 2)
 
     @property
+    def state_copies(self) -> int:
+        """See `Mixer.state_copies`: N^2, one for each product of a key's channel and a value's."""
+        return self.head_dim**2
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether `step` costs the same however long the context is."""
         return is_recurrent(self.long_filters[0])
