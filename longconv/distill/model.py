@@ -90,6 +90,22 @@ def distill(
             filters.setdefault(index, []).append(modal)
             fits.append(LayerFit(index, stage, report, kernel.cpu(), modal(taps).cpu()))
 
+    return replace_filters(model, filters), DistillReport(fits)
+
+
+@torch.no_grad()
+def replace_filters(model: Any, filters: dict[int, list[ModalFilter]]) -> Any:
+    """A model like `model`, with modal filters in place of the long filters of some layers.
+
+    Args:
+        model: a `longconv.models` model; left as it is.
+        filters: for each of those layers, as many as it has long filters. They become parameters of the result; those
+            of fewer modes than the layer's widest are padded (by copies).
+
+    Returns:
+        A model of the same class, in eval mode, on the same device. Its config names the modal filters.
+    """
+    filters = dict(filters)
     config = copy.deepcopy(model.config)
     config.layer_options = dict(config.layer_options or {})
     for index, modals in filters.items():
@@ -110,7 +126,7 @@ def distill(
     student.mark_parameters()
     if model.can_generate():
         student.generation_config = copy.deepcopy(model.generation_config)
-    return student.eval(), DistillReport(fits)
+    return student.eval()
 
 
 def _widen(modal: ModalFilter, modes: int) -> ModalFilter:
