@@ -1,8 +1,8 @@
 """Training with the Hugging Face Trainer: our optimiser groups, schedule, log and checkpoints.
 
-config.py is what can be chosen; run.py is `train`, the whole of it; trainer.py is what we do differently from the
-Trainer (parameter groups, a schedule that can follow the clock, checkpoints written whole); callbacks.py keeps the
-clock, the log and the progress bar.
+config.py is what can be chosen; run.py is `train`, the whole of it; initial.py starts from a saved model; trainer.py is
+what we do differently from the Trainer (parameter groups, a schedule that can follow the clock, checkpoints written
+whole), and teacher.py the same with a teacher; callbacks.py keeps the clock, the log and the progress bar.
 """
 
 from .config import TrainConfig

@@ -60,7 +60,7 @@ class Log(TrainerCallback):
         if "loss" not in logs:
             return
         is_eval = "bits_per_byte" in logs
-        names = ("bits_per_byte", "perplexity") if is_eval else ("learning_rate", "grad_norm")
+        names = ("bits_per_byte", "perplexity") if is_eval else ("kl", "learning_rate", "grad_norm")
         row = {
             "step": state.global_step,
             "split": "validation" if is_eval else "train",

@@ -1,6 +1,7 @@
 """`TrainConfig`: everything that can be chosen about a training run; also the options of `longconv train`."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,10 @@ class TrainConfig:
     Attributes:
         output: folder for the log, the checkpoints and the final model.
         resume: go on from the last checkpoint in `output`.
+        init: folder of a model to start from, distilled or not: its weights, tokenizer, mixers and sizes. Options that
+            describe these are left out then, or agree.
+        teacher: folder of a model whose predictions are learned from too: KL(teacher || student) is added to the loss.
+        kd_weight: of that divergence; 1 with a teacher.
         task: name of the task; "lm" is language modelling on local text.
         data: text file or folder; default the source of Python's own standard library.
         max_bytes: use at most so many bytes of the corpus.
@@ -66,6 +71,9 @@ class TrainConfig:
 
     output: Path
     resume: bool = False
+    init: Path | None = None
+    teacher: Path | None = None
+    kd_weight: float | None = None
     task: str = "lm"
     data: Path | None = None
     max_bytes: int | None = None
@@ -114,20 +122,24 @@ class TrainConfig:
             raise ValueError(f"warmup is a fraction of the run, in [0, 1); got {self.warmup}")
         if self.max_length is not None and self.max_length < self.length:
             raise ValueError(f"max_length must be at least length = {self.length}, got {self.max_length}")
+        if self.kd_weight is not None and self.teacher is None:
+            raise ValueError(f"kd_weight = {self.kd_weight:g} needs a teacher")
+        if self.kd_weight is not None and not 0 <= self.kd_weight < math.inf:
+            raise ValueError(f"kd_weight must be at least 0, got {self.kd_weight}")
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens in one update, on one device."""
         return self.batch_size * self.accumulate * self.length
 
-    def open_task(self) -> Any:
-        """The task, with this configuration's data and tokenizer."""
-        vocabulary = {"vocab_size": self.vocab_size} if self.tokenizer == "sentencepiece" else {}
+    def open_task(self, tokenizer: Any = None) -> Any:
+        """The task, with this configuration's data, and its tokenizer unless one is given."""
+        vocabulary = {"vocab_size": self.vocab_size} if tokenizer is None and self.tokenizer == "sentencepiece" else {}
         return tasks.get(
             self.task,
             data=self.data,
             max_bytes=self.max_bytes,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer if tokenizer is None else tokenizer,
             length=self.length,
             **vocabulary,
         )

@@ -1,8 +1,10 @@
 """`train`: from a `TrainConfig` to a trained model in a folder."""
 
 import dataclasses
+import functools
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from longconv.models.checkpoint import first_line
 
 from .callbacks import Clock, Log, ProgressBar
 from .config import TrainConfig
+from .initial import Initial
+from .teacher import TeacherTrainer, load_teacher
 from .trainer import LongConvTrainer, checkpoints
 
 
@@ -35,17 +39,25 @@ def train(config: TrainConfig) -> TrainResult:
     `bits_per_byte` in lines of an evaluation). With `resume`, training goes on from the last checkpoint, and from there
     on gives the losses that an uninterrupted run gives.
 
+    With `init`, training starts from a saved model: to fine-tune a distilled one, say, whose modes are trained like any
+    filter and stay stable by their parametrisation. With `teacher`, the student learns from that model too
+    (`teacher.py`); rows of the log then have `kl`, and their loss is the sum that is minimised.
+
     Raises:
-        ValueError: an option that does not fit, an output folder of another run, or a damaged checkpoint.
-        FileNotFoundError: `resume` without a checkpoint.
+        ValueError: an option that does not fit, or contradicts the model in `init`; an output folder of another run; a
+            damaged checkpoint or model; a teacher with another tokenizer.
+        FileNotFoundError: `resume` without a checkpoint, or no model in `init` or `teacher`.
         OSError: the disk is full; checkpoints written so far stay whole.
     """
     config.check()
     output = Path(config.output)
     checkpoint = _last_checkpoint(output) if config.resume else None
+    initial = None if config.init is None else Initial.load(config.init)
+    config = config if initial is None else initial.complete(config)
     _claim(output, config)
-    task = config.open_task()
-    model = config.build_model(task.tokenizer)
+    task = config.open_task(None if initial is None else initial.tokenizer)
+    learn = _trainer(config, task)
+    model = config.build_model(task.tokenizer) if initial is None else initial.model
     if config.gradient_checkpointing:
         # Renamed within transformers 5.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -56,7 +68,7 @@ def train(config: TrainConfig) -> TrainResult:
         validation = validation.select(range(min(len(validation), config.evaluate_batches * config.batch_size)))
     clock = Clock(config.minutes)
     log = Log(output / "log.jsonl", clock, config)
-    trainer = LongConvTrainer(
+    trainer = learn(
         config,
         clock,
         model=model,
@@ -85,6 +97,15 @@ def train(config: TrainConfig) -> TrainResult:
     trained = model.eval()
     save_model(trained, output / "model", task.tokenizer)
     return TrainResult(trained, task, log.rows, metrics)
+
+
+def _trainer(config: TrainConfig, task: Any) -> Callable[..., LongConvTrainer]:
+    """What makes the Trainer: one with a teacher where there is a teacher that counts."""
+    if config.teacher is None:
+        return LongConvTrainer
+    teacher = load_teacher(config.teacher, task.tokenizer, config.length)
+    weight = 1.0 if config.kd_weight is None else config.kd_weight
+    return functools.partial(TeacherTrainer, teacher=teacher, weight=weight) if weight else LongConvTrainer
 
 
 def _arguments(config: TrainConfig) -> TrainingArguments:
