@@ -63,18 +63,9 @@ def distill(
         raise ValueError(f"order and tol must not be negative, got order={order}, tol={tol}")
     if max_order < 1:
         raise ValueError(f"max_order must be at least 1, got {max_order}")
-    blocks = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
-    if not blocks:
-        raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
-
     filters: dict[int, list[ModalFilter]] = {}
     fits: list[LayerFit] = []
-    for index, mixer in blocks:
-        taps = length if length is not None else mixer.max_length
-        if taps is None:
-            raise ValueError(f"length: layer {index} has no max_length, so say how many taps to fit")
-        if taps < 1 or (mixer.max_length is not None and taps > mixer.max_length):
-            raise ValueError(f"length must be in 1..max_length = {mixer.max_length}, got {taps}")
+    for index, mixer, taps in long_filter_layers(model, length):
         limit, stages = max_order if order is None else order, list(mixer.long_filters)
         kernels = [filter(taps) for filter in stages]
         # One option holds for all filters of a layer, so all of them are kept or none.
@@ -91,6 +82,26 @@ def distill(
             fits.append(LayerFit(index, stage, report, kernel.cpu(), modal(taps).cpu()))
 
     return replace_filters(model, filters), DistillReport(fits)
+
+
+def long_filter_layers(model: Any, length: int | None) -> list[tuple[int, Any, int]]:
+    """The layers with long filters: index, mixer, and how many taps to fit, `length` or all of them.
+
+    Raises:
+        ValueError: there are none, or a length that is not in 1..max_length.
+    """
+    layers = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
+    if not layers:
+        raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
+    found = []
+    for index, mixer in layers:
+        taps = length if length is not None else mixer.max_length
+        if taps is None:
+            raise ValueError(f"length: layer {index} has no max_length, so say how many taps to fit")
+        if taps < 1 or (mixer.max_length is not None and taps > mixer.max_length):
+            raise ValueError(f"length must be in 1..max_length = {mixer.max_length}, got {taps}")
+        found.append((index, mixer, taps))
+    return found
 
 
 @torch.no_grad()
