@@ -77,7 +77,7 @@ class Recorded:
         self._logits: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.inference_mode(), _Evaluating(model):
             for batch in batches:
-                self._logits[id(batch["input_ids"])] = (batch["input_ids"], _logits(model, batch))
+                self._logits[id(batch["input_ids"])] = (batch["input_ids"], logits_of(model, batch))
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the logits (B, L, V) recorded for this very tensor; ValueError for another."""
@@ -114,10 +114,10 @@ def compare(
     sums = _Sums(None if token_bytes is None else torch.as_tensor(token_bytes).cpu())
     with _Evaluating(teacher, student):
         for batch in batches:
-            a, b = _logits(teacher, batch), _logits(student, batch)
+            a, b = logits_of(teacher, batch), logits_of(student, batch)
             if a.shape != b.shape:
                 raise ValueError(f"student: logits {tuple(b.shape)}, but the teacher's are {tuple(a.shape)}")
-            following = _labels(batch)[:, 1:]
+            following = labels_of(batch)[:, 1:]
             at = following != IGNORE
             sums.add(a[:, :-1][at], b[:, :-1][at], following[at].long())
     return sums.agreement()
@@ -178,13 +178,15 @@ class _Evaluating:
             model.train()
 
 
-def _logits(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
+def logits_of(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, L, V), as `compare` takes them of a model and a batch."""
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask") if batch.get(name) is not None}
     output = model(**inputs)
     return output if isinstance(output, Tensor) else output.logits
 
 
-def _labels(batch: Mapping[str, Tensor]) -> Tensor:
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """(B, L), not shifted, `IGNORE` where nothing is predicted."""
     if (labels := batch.get("labels")) is not None:
         return labels
     mask = batch.get("attention_mask")
