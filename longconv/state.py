@@ -1,6 +1,7 @@
 """Streaming states: what a layer carries from one chunk, or one token, to the next.
 
-A state is an immutable-looking value: `step` and `forward` return a new one and leave the old one usable.
+A state is an immutable-looking value: `step` and `forward` return a new one and leave the old one usable. Only `step_`,
+for generation in memory that stays where it is, writes the new state over the old one.
 Every tensor in it has the batch as its first dimension, except inside a `Constant`.
 """
 
@@ -129,6 +130,54 @@ class LayerState:
         """The state on another device."""
         return map_tensors(self, lambda t: t.to(device), constants=True)
 
+    def clone(self) -> Self:
+        """The state in memory of its own, which `step_` on the original leaves alone."""
+        return map_tensors(self, lambda t: t.clone())
+
+    def copy_(self, source: Self) -> None:
+        """Take over another state of the same layer and batch, in the memory of this one.
+
+        Raises:
+            ValueError: the two differ in shape, or they are no static states.
+        """
+        if not self.is_static:
+            raise ValueError(f"{type(self).__name__} is not static: it has no fixed memory to copy into")
+        _assign(self, source)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is tensors that have the same shape after any number of steps, so that `step_` can write to them.
+
+        A cache that grows with the context is not, nor are delay lines, which move on in their storage.
+        """
+        return _is_static(self)
+
     def detach(self) -> Self:
         """The state cut off from autograd, for truncated backpropagation through time."""
         return map_tensors(self, lambda t: t.detach(), constants=True)
+
+
+def _is_static(value: Any) -> bool:
+    if isinstance(value, GrowingBuffer | OnlineConv | DelayLines):
+        return False
+    if is_dataclass(value) and not isinstance(value, type | Constant):
+        return all(_is_static(getattr(value, f.name)) for f in fields(value))
+    return not isinstance(value, tuple | list) or all(map(_is_static, value))
+
+
+def _assign(target: Any, source: Any) -> None:
+    """Copy the tensors of `source` into those of `target`, both static; numbers are replaced, constants kept."""
+    if isinstance(target, Tensor):
+        if target.shape != source.shape:
+            raise ValueError(f"source has shape {tuple(source.shape)} where the state has {tuple(target.shape)}")
+        target.copy_(source)
+    elif isinstance(target, tuple | list):
+        for old, new in zip(target, source, strict=True):
+            _assign(old, new)
+    elif not isinstance(target, Constant):
+        for f in fields(target):
+            old, new = getattr(target, f.name), getattr(source, f.name)
+            if isinstance(old, Tensor | tuple | list) or is_dataclass(old):
+                _assign(old, new)
+            else:
+                setattr(target, f.name, new)

@@ -1,4 +1,4 @@
-"""The modal (diagonal) recurrence, chunk-parallel: its output, its final state, and one step of it.
+"""The modal (diagonal) recurrence, chunk-parallel: its output and its final state. One step of it: step.py.
 
 The system, per channel d with N complex modes (lambda_n, R_n) and a pass-through h_0:
 
@@ -148,33 +148,6 @@ def modal_state(u: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor
         weights = across[:, None, chunks - C :]
         x = weights[:, :, 0] * x + (weights[:, :, 1:] * ends).sum(2)
     return x.transpose(0, 1)
-
-
-def modal_step(
-    u_t: Tensor, poles: Tensor, residues: Tensor, passthrough: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Advance the modal recurrence (module docstring) by one input: five small tensor operations.
-
-    Args:
-        u_t: (B, D) real.
-        poles, residues: (D, N) complex.
-        passthrough: (D,) real.
-        state: (B, D, N) complex, the state before u_t. Not modified.
-
-    Returns:
-        y_t (B, D) in u_t's dtype, and the state after u_t (B, D, N).
-
-    Raises:
-        ValueError: an argument has the wrong shape.
-    """
-    # Shapes only: this runs once per token and layer.
-    if poles.shape != residues.shape or passthrough.shape != poles.shape[:1]:
-        _check_modes(poles, residues, passthrough)
-    if state.shape != u_t.shape + poles.shape[1:] or u_t.dim() != 2:
-        _check_input(u_t, poles, 2, "u_t")
-        _check_state(state, u_t, poles)
-    y = (residues * state).sum(-1).real + passthrough * u_t
-    return y.to(u_t.dtype), poles * state + u_t.unsqueeze(-1)
 
 
 def _scan_block(u: Tensor, x: Tensor, from_u: Tensor, from_state: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:

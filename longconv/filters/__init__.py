@@ -17,7 +17,7 @@ from .freeform import FreeFormFilter
 from .hyena import HyenaFilter
 from .modal import ModalFilter
 from .plot import plot_filter
-from .recurrent import Modes, RecurrentFilter
+from .recurrent import Modes, PackedModes, RecurrentFilter, set_state_dtype
 from .rtf import RTFFilter
 from .s4d import S4DFilter
 from .sgconv import SGConvFilter
@@ -76,6 +76,7 @@ __all__ = [
     "HyenaFilter",
     "ModalFilter",
     "Modes",
+    "PackedModes",
     "RTFFilter",
     "RecurrentFilter",
     "S4DFilter",
@@ -83,4 +84,5 @@ __all__ = [
     "SMPConvFilter",
     "build_filter",
     "plot_filter",
+    "set_state_dtype",
 ]

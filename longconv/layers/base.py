@@ -135,6 +135,24 @@ class Mixer(nn.Module):
         self.check_causal()
         raise NotImplementedError
 
+    @torch.no_grad()
+    def step_(self, x_t: Tensor, state: Any) -> Tensor:
+        """Mix one sample and write the new state over the old one: x_t (B, D) -> y_t (B, D). Without gradients.
+
+        For generation: the state's tensors stay where they are, so a step can be captured in a CUDA graph. Whatever
+        shares memory with the state changes with it: keep `state.clone()`, and `state.copy_(kept)` goes back to it.
+        `state.position` is advanced too.
+
+        Raises:
+            ValueError: as `step`; or the state is not static (`LayerState.is_static`): that of attention and of a long
+                filter that is no recurrence grows, that of stacks of dilated convolutions moves.
+            TypeError: `state` is no state of a layer.
+        """
+        self.check_step_(x_t, state)
+        y, after = self.step(x_t, state)
+        state.copy_(after)
+        return y
+
     def check_forward(
         self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: LayerState | None, return_state: bool
     ) -> Tensor | None:
@@ -172,6 +190,15 @@ class Mixer(nn.Module):
         if x_t.ndim != 2 or x_t.shape[-1] != self.channels:
             raise ValueError(f"x_t must be (B, D) with D = {self.channels}, got shape {tuple(x_t.shape)}")
         self.check_length(state.position + 1)
+
+    def check_step_(self, x_t: Tensor, state: LayerState) -> None:
+        """Raise what `step_` promises to raise."""
+        self.check_step(x_t, state)
+        if not state.is_static:
+            raise ValueError(
+                f"state is not static (it grows with the context, or moves), so {type(self).__name__} cannot step in "
+                "place here: use step, or filters that are recurrences (longconv.distill makes them so)"
+            )
 
     def check_causal(self) -> None:
         """Raise ValueError for a mixer that has no state: the first line of every `init_state`."""

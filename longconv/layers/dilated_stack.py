@@ -32,6 +32,11 @@ class StackState(LayerState):
 
     past: Past | None = None
 
+    @property
+    def is_static(self) -> bool:
+        """False: the windows move on in their storage, and at first there are none."""
+        return False
+
 
 class DilatedConv(nn.Module):
     """A causal dilated convolution without padding of its own: (B, I, W + L) -> (B, O, L), W = (K-1) d.

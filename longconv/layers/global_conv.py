@@ -26,6 +26,7 @@ from .long_conv import (
     is_recurrent,
     long_conv,
     long_conv_step,
+    long_conv_step_,
     support,
 )
 
@@ -181,6 +182,19 @@ class GlobalConv(Mixer):
             near, short = short_conv_step(x_t, short, self.short_weight)
             z = z + near
         return self._pointwise(z[:, None])[:, 0], GlobalConvState(state.position + 1, long, short)
+
+    @torch.no_grad()
+    def step_(self, x_t: Tensor, state: GlobalConvState) -> Tensor:
+        """Mix one sample in place; see `Mixer.step_`."""
+        self.check_step_(x_t, state)
+        z = long_conv_step_(self.long_filters[0], x_t, self.skip, state.long)
+        if self.short_weight is not None:
+            assert state.short is not None
+            near, short = short_conv_step(x_t, state.short, self.short_weight)
+            state.short.copy_(short)
+            z = z + near
+        state.position += 1
+        return self._pointwise(z[:, None])[:, 0]
 
     def _short(
         self, u: Tensor, cu_seqlens: Tensor | None, state: GlobalConvState | None, return_state: bool

@@ -11,7 +11,15 @@ from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
 
 from .base import LayerCard, Mixer
-from .long_conv import HistoryState, RecurrentState, init_long_state, is_recurrent, long_conv, long_conv_step
+from .long_conv import (
+    HistoryState,
+    RecurrentState,
+    init_long_state,
+    is_recurrent,
+    long_conv,
+    long_conv_step,
+    long_conv_step_,
+)
 
 
 @dataclass
@@ -154,6 +162,19 @@ class Hyena(Mixer):
             v, after = long_conv_step(filter, v, self.skip[stage], state.long[stage])
             long.append(after)
         return self.out_proj(v * gates[0]), HyenaState(state.position + 1, short, tuple(long))
+
+    @torch.no_grad()
+    def step_(self, x_t: Tensor, state: HyenaState) -> Tensor:
+        """Mix one sample in place; see `Mixer.step_`."""
+        self.check_step_(x_t, state)
+        u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
+        state.short.copy_(short)
+        *gates, v = u.chunk(self.order + 1, dim=1)
+        for stage, filter in enumerate(self.long_filters):
+            v = self.dropout(gates[self.order - 1 - stage] * v)
+            v = long_conv_step_(filter, v, self.skip[stage], state.long[stage])
+        state.position += 1
+        return self.out_proj(v * gates[0])
 
     @property
     def is_recurrent(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longconv.filters import PackedModes, RecurrentFilter
 from longconv.functional import OnlineConv, fft_conv
 from longconv.state import Constant, GrowingBuffer
 
@@ -36,7 +37,7 @@ class HistoryState:
 
 @dataclass
 class RecurrentState:
-    """`state`: what the filter's `step` and `scan` carry. `modes`: its `prepare_step()`, or None until needed."""
+    """`state`: what the filter's `step` and `scan` carry. `modes`: what they need of its parameters, once known."""
 
     state: Any
     modes: Constant | None = None
@@ -63,7 +64,11 @@ def taps(filter: Any, L: int) -> Tensor:
 def init_long_state(filter: Any, batch_size: int, dtype: torch.dtype) -> HistoryState | RecurrentState:
     """Return the state of `filter` before the first input, for inputs of `dtype` on the filter's device."""
     if is_recurrent(filter):
-        return _for_mode(filter, RecurrentState(filter.init_state(batch_size)))
+        if not isinstance(filter, RecurrentFilter):
+            return _for_mode(filter, RecurrentState(filter.init_state(batch_size)))
+        modes = filter.prepare_stream()
+        state = filter.init_state(batch_size, modes=modes)
+        return RecurrentState(state, None if torch.is_grad_enabled() else Constant(modes))
     parameter = next(filter.parameters())
     # The history is kept as wide as the filter, which is at least float32: its products are summed over the context.
     dtype = torch.promote_types(dtype, parameter.dtype)
@@ -168,6 +173,26 @@ def long_conv_step(
     return (y if skip is None else y + skip.to(y.dtype) * u_t), after
 
 
+def long_conv_step_(filter: Any, u_t: Tensor, skip: Tensor | None, state: HistoryState | RecurrentState) -> Tensor:
+    """Evaluate one sample of `h * u + skip u` and write the new state over the old one; for recurrences only."""
+    assert isinstance(state, RecurrentState)
+    modes = stream_modes(filter, state)
+    if isinstance(filter, RecurrentFilter):
+        y = filter.step_(u_t, state.state, modes)
+    else:
+        y, after = filter.step(u_t, state.state, modes)
+        state.state.copy_(after)
+    return y if skip is None else y + skip.to(y.dtype) * u_t
+
+
+def stream_modes(filter: Any, state: RecurrentState) -> Any:
+    """What a step needs of the filter's parameters, for a state of this shape; kept in the state."""
+    if state.modes is None:
+        packed = isinstance(filter, RecurrentFilter) and state.state.dim() == 2
+        state.modes = Constant(filter.prepare_stream() if packed else filter.prepare_step())
+    return state.modes.value
+
+
 def dense_kernel(filter: Any, L: int, skip: Tensor | None = None, reverse: Any = None) -> Tensor:
     """The taps as a kernel (D, L), lag s at tap s, or (D, 2L - 1) with a `reverse` filter, lag s at tap L - 1 + s."""
     kernel = nn.functional.pad(taps(filter, L), (0, L))[:, :L]
@@ -192,9 +217,16 @@ def _for_mode(filter: Any, state: Any) -> Any:
     if torch.is_grad_enabled():
         if isinstance(state, HistoryState) and isinstance(state.past, OnlineConv):
             return HistoryState(GrowingBuffer(state.past.inputs, dim=-1), state.length)
+        if isinstance(state, RecurrentState) and state.modes is not None and isinstance(state.modes.value, PackedModes):
+            # With padding again: a residue of zero may change.
+            return RecurrentState(state.modes.value.layout.unpack(state.state))
         return state
     if isinstance(state, RecurrentState) and state.modes is None:
-        return RecurrentState(state.state, Constant(filter.prepare_step()))
+        if not isinstance(filter, RecurrentFilter):
+            return RecurrentState(state.state, Constant(filter.prepare_step()))
+        modes = filter.prepare_stream()
+        fits = state.state.shape[1:] == modes.poles.shape or not isinstance(modes, PackedModes)
+        return RecurrentState(state.state if fits else modes.layout.pack(state.state), Constant(modes))
     if isinstance(state, HistoryState) and isinstance(state.past, GrowingBuffer):
         finite = support(filter)
         kernel = filter(filter.max_length if finite is None else finite)

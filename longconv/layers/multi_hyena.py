@@ -15,7 +15,15 @@ from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState, map_tensors
 
 from .base import LayerCard, Mixer, for_each_sequence
-from .long_conv import HistoryState, RecurrentState, init_long_state, is_recurrent, long_conv, long_conv_step
+from .long_conv import (
+    HistoryState,
+    RecurrentState,
+    init_long_state,
+    is_recurrent,
+    long_conv,
+    long_conv_step,
+    long_conv_step_,
+)
 
 
 @dataclass
@@ -157,6 +165,17 @@ class MultiHyena(Mixer):
         z_t, long = long_conv_step(self.long_filters[0], z[..., 0], self.skip, state.long)
         y = self._contract(q, z_t[..., None])[..., 0]
         return self.out_proj(y), MultiHyenaState(state.position + 1, short, long, state.pairs)
+
+    @torch.no_grad()
+    def step_(self, x_t: Tensor, state: MultiHyenaState) -> Tensor:
+        """Mix one sample in place; see `Mixer.step_`."""
+        self.check_step_(x_t, state)
+        u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
+        state.short.copy_(short)
+        q, z = self._products(u[..., None])
+        z_t = long_conv_step_(self.long_filters[0], z[..., 0], self.skip, state.long)
+        state.position += 1
+        return self.out_proj(self._contract(q, z_t[..., None])[..., 0])
 
     def _products(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """From u (B, 3 D, L): the queries (B, N, 1, M, L), and k_d v_e in rows (b, d, e): (B N N, M, L)."""

@@ -1,0 +1,137 @@
+"""One step of the modal recurrence (scan.py has the system and the names), as a value and in place.
+
+In place is for generation: the state stays where it is, so that a step can be captured in a CUDA graph. In PyTorch's
+operators it takes three passes over the state: products for the output, times the poles, plus the input. (`addcmul`
+would be one pass less, but takes longer: complex, it is not vectorised.)
+
+Precision. Poles are best kept in complex128 whatever the state has: rounded to complex64 they are off by 3e-8 in every
+step, which a mode that lasts thousands of steps adds up. A complex64 state with complex128 poles is widened, advanced
+in double precision and rounded once. Relative L2 error of 65,536 outputs, against long double, input ~ N(0, 1):
+
+    poles and arithmetic / state           complex128 / 128    complex128 / 64    complex64 / 64
+    one mode, |lambda| = 0.9                    1e-16               6e-08             1e-07
+    one mode, |lambda| = 0.999                  1e-15               6e-07             1e-05
+    one mode, |lambda| = 1 - 1e-6               1e-14               3e-06             6e-04
+    eight modes, 0.9 ... 1 - 1e-6               4e-15               4e-06             6e-04
+    residues 100, -100 that cancel, 0.99        8e-14               4e-05             7e-05
+    the same, 1 - 1e-4                          7e-13               3e-04             4e-02
+"""
+
+import torch
+from torch import Tensor
+
+from .layout import ModeLayout
+from .scan import _check_device, _check_input, _check_modes, _check_state, _without_autocast
+
+# Batch rows are taken so many modes at a time, which bounds the scratch memory of a step.
+_BLOCK_MODES = 1 << 18
+
+
+def modal_step(
+    u_t: Tensor, poles: Tensor, residues: Tensor, passthrough: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Advance the modal recurrence (scan.py) by one input: five small tensor operations. Differentiable.
+
+    Args:
+        u_t: (B, D) real.
+        poles, residues: (D, N) complex.
+        passthrough: (D,) real.
+        state: (B, D, N) complex, the state before u_t. Not modified.
+
+    Returns:
+        y_t (B, D) in u_t's dtype, and the state after u_t (B, D, N) in the state's dtype. Arithmetic is in the widest
+        of the dtypes.
+
+    Raises:
+        ValueError: an argument has the wrong shape.
+    """
+    # Shapes only: this runs once per token and layer.
+    if poles.shape != residues.shape or passthrough.shape != poles.shape[:1]:
+        _check_modes(poles, residues, passthrough)
+    if state.shape != u_t.shape + poles.shape[1:] or u_t.dim() != 2:
+        _check_input(u_t, poles, 2, "u_t")
+        _check_state(state, u_t, poles)
+    y = (residues * state).sum(-1).real + passthrough * u_t
+    return y.to(u_t.dtype), (poles * state + u_t.unsqueeze(-1)).to(state.dtype)
+
+
+@_without_autocast
+@torch.no_grad()
+def modal_step_(
+    u_t: Tensor,
+    poles: Tensor,
+    residues: Tensor,
+    passthrough: Tensor,
+    state: Tensor,
+    layout: ModeLayout | None = None,
+) -> Tensor:
+    """Advance the modal recurrence by one input and write the new state over the old one. Not differentiable.
+
+    Args:
+        u_t: (B, D) real.
+        poles, residues: (D, N) complex, or (P,) in the order of `layout`. Residues that are the conjugate of a tensor
+            (`Tensor.conj`) are read as fast as any: the output needs the conjugate.
+        passthrough: (D,) real.
+        state: (B, D, N) complex, or (B, P); modified.
+        layout: where each channel's modes are, if their numbers differ.
+
+    Returns:
+        y_t (B, D) in u_t's dtype. Arithmetic is in the precision of the poles, at least float32.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    _check_step(u_t, poles, residues, passthrough, state, layout)
+    v = u_t.to(poles.real.dtype)
+    y = advance_(v, poles, residues, state, layout)
+    return y.addcmul_(v, passthrough.to(y.dtype)).to(u_t.dtype)
+
+
+def advance_(v: Tensor, poles: Tensor, residues: Tensor, state: Tensor, layout: ModeLayout | None) -> Tensor:
+    """Return Re sum_n R_n x_n (B, D) in the dtype of v (B, D), that of the poles' parts, and advance the state by v."""
+    readout = torch.view_as_real(residues.conj().resolve_conj()).flatten(-2)
+    rows = max(1, _BLOCK_MODES // max(1, poles.numel()))
+    if len(v) <= rows:
+        return _advance_rows_(v, poles, readout, state, layout)
+    blocks = zip(v.split(rows), state.split(rows), strict=True)
+    return torch.cat([_advance_rows_(part, poles, readout, x, layout) for part, x in blocks])
+
+
+def _advance_rows_(v: Tensor, poles: Tensor, readout: Tensor, state: Tensor, layout: ModeLayout | None) -> Tensor:
+    x = state.to(poles.dtype)  # itself, unless it is kept in less precision
+    products = torch.view_as_real(x).flatten(-2).mul(readout)
+    x.mul_(poles)
+    if layout is None:
+        y = products.sum(-1)
+        x.add_(v.unsqueeze(-1))
+    else:
+        sums, column, mode = [], 0, 0
+        v = v.index_select(1, layout.order).unsqueeze(-1)
+        for channels, width in layout.groups:
+            size = channels * width
+            sums.append(products[:, 2 * mode : 2 * (mode + size)].unflatten(1, (channels, 2 * width)).sum(-1))
+            x[:, mode : mode + size].unflatten(1, (channels, width)).add_(v[:, column : column + channels])
+            column, mode = column + channels, mode + size
+        y = torch.cat(sums, 1).index_select(1, layout.place)
+    if x is not state:
+        state.copy_(x)
+    return y
+
+
+def _check_step(
+    u_t: Tensor, poles: Tensor, residues: Tensor, passthrough: Tensor, state: Tensor, layout: ModeLayout | None
+) -> None:
+    """Raise what `modal_step_` promises. Shapes first, and the rest only if they do not fit: it runs once per token."""
+    if layout is None:
+        if poles.shape != residues.shape or passthrough.shape != poles.shape[:1] or not poles.is_complex():
+            _check_modes(poles, residues, passthrough)
+        if u_t.dim() != 2 or state.shape != u_t.shape + poles.shape[1:] or not state.is_complex():
+            _check_input(u_t, poles, 2, "u_t")
+            _check_state(state, u_t, poles)
+    else:
+        layout.check(u_t, poles, residues, passthrough, state)
+    if not u_t.is_floating_point():
+        raise ValueError(f"u_t must be a real tensor (B, D), got {u_t.dtype}")
+    for name, tensor in (("u_t", u_t), ("residues", residues), ("passthrough", passthrough), ("state", state)):
+        if tensor.device != poles.device:
+            _check_device(name, tensor, poles)
