@@ -9,7 +9,8 @@ from longconv.filters import Modes
 from longconv.filters.rtf import RationalSystem
 from longconv.kernels.recurrence import modal_kernel
 
-from .hankel import FitReport, hankel_singular_values, numerical_rank
+from .fit_report import FitReport, numerical_rank
+from .hankel import hankel_singular_values
 
 # A pole this close to the real axis, relative to its modulus, is real: polar coordinates round the angle pi.
 _REAL = 1e-12

@@ -2,7 +2,12 @@
 
 For long filters H is never formed: H X is an FFT correlation, and the leading singular vectors come from randomised
 subspace iteration (Halko, Martinsson & Tropp 2011). The start is seeded, so results repeat.
+
+Shapes: D filters, M taps after lag 0, H of m = M // 2 + 1 rows and q = M - m + 1 columns (none if M = 0), n singular
+values wanted, l >= n vectors carried along.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,33 +15,92 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 20  # float64 elements in flight: channels are worked through in blocks
 _DENSE_ROWS = 128  # up to here a dense SVD is faster than the iteration
 _OVERSAMPLE = 12
+_FIRST = 24  # vectors to begin with: many a filter is of lower rank than what is asked for
 _ROUNDS = 4  # at most, of H^T then H, after the first H
 
 
-def hankel_svd(g: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading singular triples of H_{ij} = g_{i+j} (see `longconv.distill.hankel`), reduced to what ERA needs.
+class Section(NamedTuple):
+    """What is known of the Hankel matrices of D filters.
 
-    Args:
-        g: (D, M) float64, the taps after lag 0; H has m = M // 2 + 1 rows and q = M - m + 1 columns (none if M = 0).
-        n: how many singular values.
-
-    Returns sigma (D, n), and for l <= n + _OVERSAMPLE left singular vectors U (m, l): U[:-1]^T U[1:] (D, l, l) and the
-    last row of U (D, l).
+    `sigma` (D, n) are the singular values, largest first. Of left singular vectors U (m, l), l <= n + 12, `shift`
+    (D, l, l) is U[:-1]^T U[1:] and `last_row` (D, l) the last row: all that ERA needs.
     """
+
+    sigma: Tensor
+    shift: Tensor
+    last_row: Tensor
+
+
+def hankel_sections(k: Tensor, n: int, *, thorough: bool = True) -> Section:
+    """Leading singular triples of H_{ij} = g_{i+j} (see `longconv.distill.hankel`) for taps k = h_0, g of (D, L).
+
+    Without `thorough`, from one pass: enough for what falls off, some per cent low where the spectrum is flat; and
+    values below the noise of the taps' dtype may be given as 0.
+    """
+    g = k[:, 1:].double()
     D, M = g.shape
-    m = M // 2 + 1 if M else 0
-    q = M - m + 1 if M else 0
-    l = min(n + _OVERSAMPLE, q)
+    q = M - M // 2 if M else 0
+    width = min(n + _OVERSAMPLE, q)
+    out = Section(g.new_zeros(D, n), g.new_zeros(D, width, width), g.new_zeros(D, width))
+    if M == 0 or D == 0:
+        return out
+    # Unit scale: squares of tiny taps must not underflow.
+    scale = g.abs().amax(-1, keepdim=True)
+    scaled = g / torch.where(scale > 0, scale, 1.0)
+    noise = torch.finfo(k.dtype).eps * torch.linalg.vector_norm(scaled, dim=-1)
+    rows = torch.arange(D, device=g.device)
+    narrow = _FIRST if not thorough and width > 2 * _FIRST and M > 2 * _DENSE_ROWS else width
+    for l in sorted({narrow, width}):
+        sigma, shift, last = _sections(scaled[rows], min(n, l), l, thorough)
+        out.sigma[rows, : sigma.shape[1]] = sigma * scale[rows]
+        out.shift[rows, :l, :l], out.last_row[rows, :l] = shift, last
+        # What the vectors miss is of the size of the last of them.
+        rows = rows[(sigma[:, -1] > 0.1 * noise[rows])]
+        if not len(rows):
+            break
+    return out
+
+
+def hankel_norm(g: Tensor, steps: int = 16) -> Tensor:
+    """The largest singular value of each H (D,), from below, by Lanczos on H^T H; g (D, M) are the taps after lag 0."""
+    D, M = g.shape
+    if D == 0 or M == 0:
+        return g.new_zeros(D)
+    q = M - M // 2
+    scale = g.abs().amax(-1, keepdim=True)
+    matrix = _Hankel(g / torch.where(scale > 0, scale, 1.0))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(q, generator=generator, dtype=g.dtype).to(g.device)
+    basis = [(start / start.norm()).expand(D, q)]
+    alphas, betas = [], []
+    for _ in range(min(steps, q)):
+        v = basis[-1][:, None]
+        w = matrix.columns(matrix.rows(v))[:, 0]
+        alphas.append((w * basis[-1]).sum(-1))
+        Q = torch.stack(basis, dim=1)
+        for _ in range(2):
+            w = w - ((Q @ w[..., None]).mT @ Q)[:, 0]
+        beta = torch.linalg.vector_norm(w, dim=-1)
+        betas.append(beta)
+        basis.append(torch.where(beta[:, None] > 1e-14, w / beta.clamp(min=1e-300)[:, None], 0.0))
+    T = torch.diag_embed(torch.stack(alphas, -1))
+    if len(betas) > 1:
+        off = torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)
+        T = T + off + off.mT
+    return torch.linalg.eigvalsh(T)[:, -1].clamp(min=0).sqrt() * scale[:, 0]
+
+
+def _sections(g: Tensor, n: int, l: int, thorough: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """sigma (D, n), shift (D, l, l) and last row (D, l) for taps g (D, M) of unit scale."""
+    D, M = g.shape
+    m, q = M // 2 + 1, M - M // 2
     dense = m <= _DENSE_ROWS or 2 * l >= m
     block = max(1, BLOCK_ELEMENTS // max(1, m * q if dense else 2 * l * M))
     sigma, shift, last = g.new_zeros(D, n), g.new_zeros(D, l, l), g.new_zeros(D, l)
-    for start in range(0, D if M else 0, block):
+    for start in range(0, D, block):
         rows = slice(start, start + block)
-        # Unit scale: squares of tiny taps must not underflow.
-        scale = g[rows].abs().amax(-1, keepdim=True)
-        scaled = g[rows] / torch.where(scale > 0, scale, 1.0)
-        s, U = _dense_svd(scaled, m, q, l) if dense else _randomised_svd(scaled, m, q, l, min(n, l))
-        sigma[rows, : min(n, l)] = s[:, :n] * scale
+        s, U = _dense_svd(g[rows], m, q, l) if dense else _randomised_svd(g[rows], l, n, _ROUNDS if thorough else 0)
+        sigma[rows] = s[:, :n]
         shift[rows] = U[:, :-1].mT @ U[:, 1:]
         last[rows] = U[:, -1]
     return sigma, shift, last
@@ -52,28 +116,45 @@ def _dense_svd(g: Tensor, m: int, q: int, l: int) -> tuple[Tensor, Tensor]:
     return s[:, :l], vectors.gather(-1, index[:, None, :l].expand(-1, m, -1))
 
 
-def _randomised_svd(g: Tensor, m: int, q: int, l: int, n: int) -> tuple[Tensor, Tensor]:
-    """Subspace iteration with H by FFT; vectors are rows (D, l, m), contiguous for the FFT and column-major for QR."""
-    size = 1 << (g.shape[-1] - 1).bit_length()
-    spectrum = torch.fft.rfft(g, size)[:, None]
+class _Hankel:
+    """H and H^T of filters g (D, M), applied by FFT to vectors in rows (D, l, ·)."""
 
-    def apply(rows: Tensor, length: int) -> Tensor:
+    def __init__(self, g: Tensor) -> None:
+        M = g.shape[-1]
+        self.m, self.q = M // 2 + 1, M - M // 2
+        self.size = 1 << (M - 1).bit_length()
+        self.spectrum = torch.fft.rfft(g, self.size)[:, None]
+
+    def rows(self, x: Tensor) -> Tensor:
+        """H x: (D, l, q) -> (D, l, m)."""
+        return self._apply(x, self.m)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """H^T x: (D, l, m) -> (D, l, q)."""
+        return self._apply(x, self.q)
+
+    def _apply(self, x: Tensor, length: int) -> Tensor:
         # sum_j g_{i+j} x_j is a correlation; i + j < M <= size, so nothing wraps.
-        return torch.fft.irfft(torch.fft.rfft(rows, size).conj() * spectrum, size)[..., :length]
+        return torch.fft.irfft(torch.fft.rfft(x, self.size).conj() * self.spectrum, self.size)[..., :length]
+
+
+def _randomised_svd(g: Tensor, l: int, n: int, rounds: int) -> tuple[Tensor, Tensor]:
+    """Subspace iteration; vectors are rows (D, l, m), contiguous for the FFT and column-major for QR."""
+    matrix = _Hankel(g)
 
     def orthonormal(rows: Tensor) -> Tensor:
         return torch.linalg.qr(rows.mT)[0].mT
 
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(l, q, generator=generator, dtype=g.dtype).to(g.device)
-    Q = orthonormal(apply(start.expand(len(g), -1, -1), m))
-    for count in range(1, _ROUNDS + 1):
-        Q, R = torch.linalg.qr(apply(orthonormal(apply(Q, q)), m).mT)
+    start = torch.randn(l, matrix.q, generator=generator, dtype=g.dtype).to(g.device)
+    Q = orthonormal(matrix.rows(start[None]))
+    for count in range(1, rounds + 1):
+        Q, R = torch.linalg.qr(matrix.rows(orthonormal(matrix.columns(Q))).mT)
         Q = Q.mT
         # What is missing from the n-th vector shrinks by (sigma_l / sigma_n)^2 a round. Steep spectra need no more.
         s = torch.linalg.svdvals(R)
         if count > 1 and (s[:, -1] <= 0.3 * s[:, n - 1]).all():
             break
-    R = torch.linalg.qr(apply(Q, q).mT, mode="r")[1]  # Q^T H = R^T (orthonormal)^T
+    R = torch.linalg.qr(matrix.columns(Q).mT, mode="r")[1]  # Q^T H = R^T (orthonormal)^T
     U, s, _ = torch.linalg.svd(R.mT)
     return s, Q.mT @ U

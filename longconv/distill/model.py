@@ -1,6 +1,7 @@
 """`distill`: a model whose long filters are replaced by modal recurrences that compute the same convolutions."""
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 from longconv.filters import ModalFilter
 
 from .exact import keep
-from .hankel import FitReport, hankel_realisation
+from .fit import METHODS as _METHODS
+from .fit import distill_filter
+from .fit_report import FitReport
 from .report import DistillReport, LayerFit
 
 #: What turns a bank of taps (D, L) into a filter and a report, given the keyword arguments order, tol and max_order.
 Method = Callable[..., tuple[ModalFilter, FitReport]]
-METHODS: dict[str, Method] = {"hankel": hankel_realisation}
+METHODS: dict[str, Method] = {name: functools.partial(distill_filter, method=name) for name in _METHODS}
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hankel import FitReport
+from .fit_report import FitReport
 
 
 @dataclass(frozen=True)

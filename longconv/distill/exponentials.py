@@ -1,0 +1,126 @@
+"""Inner products of damped exponentials with each other and with taps, without forming them.
+
+What makes fitting many poles to many taps cheap: the inner products of lambda_n^t, t lambda_n^t, ... are sums of z^t,
+t z^t and t^2 z^t over the taps, with z = lambda_n lambda_m or its conjugate partner, O(N^2 log M) by doubling instead of
+O(N^2 M); and what they make of a residual comes from exponents split in two, O(N M). Normal equations lose half of the
+digits; residuals computed in the time domain and solved for once more give them back.
+
+Shapes: D filters, M taps (after lag 0), N modes. Real columns stand as (Re f, Re i f), 2N of them.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from .residues import geometric
+
+_RIDGE = 1e-13  # relative, on normalised columns
+
+
+class Exponentials:
+    """lambda_n^t, t < M, of D filters: as tables of lambda^b and lambda^(a T), t = a T + b.
+
+    Args:
+        poles: (D, N) complex128; 0 for padding.
+        columns: (D, 2N) bool: which real columns there are (a real pole has no second one).
+        count: M.
+    """
+
+    def __init__(self, poles: Tensor, columns: Tensor, count: int) -> None:
+        self.poles, self.columns, self.count = poles, columns, count
+        self.T = T = max(1, 1 << (math.isqrt(count).bit_length() - 1))
+        inner = geometric(poles, T + 1).mT  # (D, T + 1, N)
+        self.outer = geometric(inner[:, T], -(-count // T)).mT  # (D, C, N)
+        pairs = torch.view_as_real(inner[:, :T].contiguous()).flatten(-2)  # (D, T, 2N)
+        b = torch.arange(T, dtype=pairs.dtype, device=poles.device)[:, None]
+        self.inner, self.sloped = pairs, torch.cat([pairs, b * pairs], dim=-1)
+
+    def model(self, residues: Tensor) -> Tensor:
+        """Re sum_n R_n lambda_n^t: (D, M)."""
+        left = torch.view_as_real((residues[:, None] * self.outer).conj().resolve_conj()).flatten(-2)
+        return torch.bmm(left, self.inner.mT).flatten(1)[:, : self.count]
+
+    def correlate(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_t r_t lambda^t and sum_t t r_t lambda^t, (D, N) each, of r (D, M)."""
+        C, T = self.outer.shape[1], self.T
+        r = torch.nn.functional.pad(r, (0, C * T - self.count)).view(-1, C, T)
+        sums = torch.view_as_complex(torch.bmm(r, self.sloped).unflatten(-1, (-1, 2)))
+        plain, sloped = sums.chunk(2, dim=-1)
+        a = T * torch.arange(C, dtype=r.dtype, device=r.device)[:, None]
+        return (self.outer * plain).sum(1), (self.outer * (a * plain + sloped)).sum(1)
+
+    def sums(self, slopes: bool) -> tuple[Tensor, ...]:
+        """sum_t z^t, and with `slopes` sum_t t z^t and sum_t t^2 z^t: (D, N, 2N), the products without and with conj."""
+        lam = self.poles
+        return power_sums(lam[:, :, None] * torch.cat([lam, lam.conj()], dim=1)[:, None], self.count, slopes)
+
+
+@dataclasses.dataclass
+class Normal:
+    """The normal equations of exponentials with normalised columns: Cholesky `factor` (D, 2N, 2N), `norm` (D, 2N)."""
+
+    factor: Tensor
+    norm: Tensor
+
+    @classmethod
+    def of(cls, plain: Tensor, columns: Tensor) -> "Normal":
+        """From `Exponentials.sums` and the real columns there are."""
+        block = inner_products(*plain.chunk(2, dim=-1)) * (columns[:, :, None] & columns[:, None])
+        norm = block.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+        norm = torch.where(norm > 0, norm, 1.0)
+        block = block / (norm[:, :, None] * norm[:, None])
+        block.diagonal(dim1=1, dim2=2).add_(_RIDGE + (~columns).to(block.dtype))
+        return cls(torch.linalg.cholesky_ex(block)[0], norm)
+
+    def solve(self, rhs: Tensor) -> Tensor:
+        """Coefficients (D, 2N) from inner products with the columns (D, 2N)."""
+        return torch.cholesky_solve((rhs / self.norm)[..., None], self.factor)[..., 0] / self.norm
+
+    def fit(self, basis: Exponentials, g: Tensor, residues: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+        """Improve residues (D, N) towards the least-squares fit of g (D, M): residues, and what is left of g."""
+        left = g - basis.model(residues)
+        for _ in range(sweeps):
+            residues = residues + to_complex(self.solve(pair(basis.correlate(left)[0]) * basis.columns))
+            left = g - basis.model(residues)
+        return residues, left
+
+
+def pair(x: Tensor) -> Tensor:
+    """Inner products with the columns (Re f, Re i f), from those with f: (D, N) complex -> (D, 2N)."""
+    return torch.cat([x.real, -x.imag], dim=1)
+
+
+def to_complex(c: Tensor) -> Tensor:
+    """Coefficients of the columns (Re f, Re i f), (D, 2N), as those of f: (D, N) complex."""
+    return torch.complex(*c.chunk(2, dim=1))
+
+
+def inner_products(Q: Tensor, P: Tensor) -> Tensor:
+    """Of the columns (Re f, Re i f) with (Re h, Re i h), from Q = sum f h and P = sum f conj(h): (D, N, N) -> (2N, 2N)."""
+    top = torch.cat([Q.real + P.real, P.imag - Q.imag], dim=-1)
+    bottom = torch.cat([-P.imag - Q.imag, P.real - Q.real], dim=-1)
+    return torch.cat([top, bottom], dim=1) * 0.5
+
+
+def power_sums(z: Tensor, count: int, slopes: bool) -> tuple[Tensor, ...]:
+    """sum_t z^t, and with `slopes` sum_t t z^t and sum_t t^2 z^t, over 0 <= t < count.
+
+    By doubling: no cancellation that is not in the sums themselves, however close z is to 1.
+    """
+    s0, zn, n = torch.ones_like(z), z, 1
+    s1 = s2 = torch.zeros_like(z) if slopes else s0
+    for bit in bin(count)[3:]:
+        if slopes:
+            moved = s1 + n * s0
+            s2 = s2 + zn * (s2 + n * (s1 + moved))
+            s1 = s1 + zn * moved
+        s0 = s0 + zn * s0
+        zn, n = zn * zn, 2 * n
+        if bit == "1":
+            if slopes:
+                s1, s2 = s1 + n * zn, s2 + (n * n) * zn
+            s0 = s0 + zn
+            zn, n = zn * z, n + 1
+    return (s0, s1, s2) if slopes else (s0,)

@@ -1,0 +1,137 @@
+"""Poles one at a time: orthogonal matching pursuit over damped exponentials, for a bank of filters at once.
+
+Each round takes the pole whose plane, spanned by Re lambda^t and Im lambda^t, holds most of what is left of the taps, and
+refits all residues (Pati, Rezaiifar & Krishnaprasad 1993; with damped sinusoids: Goodwin & Vetterli 1999). A subspace
+method spreads its poles over the strongest singular vectors; for rough filters, of slowly falling singular values, the
+poles that are found here are the better start for a descent.
+
+The dictionary is a grid of decay rates, one to an octave, and for each the frequencies of an FFT as long as the
+exponential lasts, so that its size is that of a few transforms of the taps.
+
+Shapes: D filters, M taps after lag 0, N modes found.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .exponentials import Exponentials, Normal
+
+_LAST = 7.0  # an exponential counts as gone after so many time constants
+_FASTEST = 0.7
+_RATIO = 1.7  # between neighbouring decay rates
+_OVERSAMPLING = 2  # of frequencies
+_BLOCK = 64  # filters at a time
+
+
+def pursue(g: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Find `order` (D,) states' worth of poles for taps g (D, M) float64: poles (D, N) and used (D, N).
+
+    A conjugate pair takes two states; a real pole, or the last state of an odd order, one.
+    """
+    D, N = len(g), int(order.max()) if len(order) else 0
+    poles, used = (
+        torch.zeros(D, N, dtype=torch.complex128, device=g.device),
+        torch.zeros_like(g[:, :1], dtype=torch.bool),
+    )
+    used = used.expand(D, N).clone()
+    if D == 0 or N == 0 or g.shape[1] == 0:
+        return poles, used
+    dictionary = [_Rate.of(rate, g.shape[1], g.device) for rate in _rates(g.shape[1])]
+    widest = 0
+    for start in range(0, D, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        found, count = _pursue_block(g[rows], order[rows], dictionary)
+        widest = max(widest, found.shape[1])
+        poles[rows, : found.shape[1]] = found
+        used[rows] = torch.arange(N, device=g.device) < count[:, None]
+    return poles[:, :widest], used[:, :widest]
+
+
+def _rates(taps: int) -> list[float]:
+    slowest = 0.3 / taps
+    count = max(2, math.ceil(math.log(_FASTEST / slowest) / math.log(_RATIO)))
+    return [slowest * (_FASTEST / slowest) ** (i / (count - 1)) for i in range(count)]
+
+
+class _Rate(NamedTuple):
+    """One decay rate of the dictionary, with F frequencies from 0 to pi.
+
+    `energy` (3, F): with x + i y = sum_t r_t (conj lambda)^t, the energy of r in the plane is
+    energy[0] x^2 + energy[1] x y + energy[2] y^2.
+    """
+
+    radius: float
+    window: Tensor
+    size: int
+    energy: Tensor
+
+    @classmethod
+    def of(cls, rate: float, taps: int, device: torch.device) -> "_Rate":
+        length = min(taps, math.ceil(_LAST / rate))
+        size = _OVERSAMPLING * (1 << max(1, (length - 1).bit_length()))
+        t = torch.arange(length, dtype=torch.float64, device=device)
+        radius = math.exp(-rate)
+        angle = 2 * math.pi / size * torch.arange(size // 2 + 1, dtype=torch.float64, device=device)
+        # The Gram matrix of Re lambda^t and -Im lambda^t, from the sums of |lambda|^2t and lambda^2t.
+        z = torch.polar(torch.full_like(angle, radius**2), 2 * angle)
+        P, Q = (1 - radius ** (2 * length)) / (1 - radius**2), (1 - z**length) / (1 - z)
+        a, b, c = 0.5 * (P + Q.real), 0.5 * (P - Q.real), -0.5 * Q.imag
+        det = a * b - c * c
+        plane = det > 1e-6 * P * P  # elsewhere the two columns are parallel, or one of them zero: a real pole
+        det = torch.where(plane, det, 1.0)
+        energy = torch.stack([torch.where(plane, b / det, 1 / a), -2 * c / det * plane, a / det * plane])
+        # The FFT gives x + i y for lambda with a positive angle: y = -sum r Im lambda^t.
+        return cls(radius, torch.exp(-rate * t).float(), size, energy.float())
+
+    def energies(self, r: Tensor) -> Tensor:
+        """(D, F) of r (D, M) float32."""
+        spectrum = torch.fft.rfft(r[:, : len(self.window)] * self.window, self.size)
+        x, y = spectrum.real, spectrum.imag
+        return x * (self.energy[0] * x + self.energy[1] * y) + self.energy[2] * y * y
+
+
+def _pursue_block(g: Tensor, order: Tensor, dictionary: list[_Rate]) -> tuple[Tensor, Tensor]:
+    """The poles found (D, N), and how many of them count (D,)."""
+    D = len(g)
+    scale = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
+    g = g / torch.where(scale > 0, scale, 1.0)
+    left, states, count = g, order.clone(), torch.zeros_like(order)
+    poles = torch.zeros(D, 0, dtype=torch.complex128, device=g.device)
+    residues = poles
+    while (states > 0).any():
+        best = torch.full((D,), -1.0, device=g.device)
+        choice = torch.zeros(D, dtype=torch.complex128, device=g.device)
+        r = left.float()
+        for rate in dictionary:
+            energies = rate.energies(r)
+            if bool((states == 1).any()):
+                energies[:, 1:-1].masked_fill_((states == 1)[:, None], 0.0)
+            energy, index = energies.max(dim=1)
+            angle = index.double() * (2 * math.pi / rate.size)
+            value = torch.polar(torch.full_like(angle, rate.radius), angle)
+            value = torch.where((index == 0) | (index == rate.size // 2), value.real + 0j, value)
+            choice = torch.where(energy > best, value, choice)
+            best = torch.maximum(energy, best)
+        choice = _apart(choice, poles)
+        wanted = states > 0
+        count += wanted
+        states = (states - torch.where(choice.imag == 0, 1, 2)).clamp(min=0)
+        poles = torch.cat([poles, torch.where(wanted, choice, 0.0)[:, None]], dim=1)
+        residues = torch.cat(
+            [residues, torch.zeros_like(residues[:, :1]) if residues.shape[1] else 0j * choice[:, None]], dim=1
+        )
+        used = torch.arange(poles.shape[1], device=g.device) < count[:, None]
+        basis = Exponentials(poles, torch.cat([used, used & (poles.imag != 0)], dim=1), g.shape[1])
+        residues, left = Normal.of(basis.sums(slopes=False)[0], basis.columns).fit(basis, g, residues, sweeps=1)
+    return poles, count
+
+
+def _apart(choice: Tensor, poles: Tensor) -> Tensor:
+    """Move a choice that has been made before a little: two equal poles are one, and a descent cannot part them."""
+    again = (poles == choice[:, None]).any(1)
+    faster = torch.polar(choice.abs() ** 1.2, choice.angle() * 1.01)
+    faster = torch.where(choice.imag == 0, choice.real.sign() * choice.abs() ** 1.2 + 0j, faster)
+    return torch.where(again, faster, choice)
