@@ -1,12 +1,11 @@
 """Results of the benchmark of `fft_conv` on a GPU: the columns, the table of targets, the plot."""
 
-import csv
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from longconv import __version__
 
+from . import report
 from .gpu_contestants import FFT, OURS, RFFT
 from .gpu_points import FLASHFFTCONV_MS, FULL_ROWS, PYTORCH_MS, Point, targets
 from .report import MODES, Mode, Timing, length_label, styles
@@ -166,24 +166,9 @@ def _digits(x: float | None) -> float | None:
     return None if x is None else float(f"{x:.5g}")
 
 
-# --- Reading back -----------------------------------------------------------------------------------------------------
-
-
 def read_rows(path: Path) -> list[GpuRow]:
     """Read a results file."""
-    kinds = get_type_hints(GpuRow)
-    with path.open(newline="") as file:
-        return [
-            GpuRow(**{name: _value(text, kinds[name]) for name, text in line.items()}) for line in csv.DictReader(file)
-        ]
-
-
-def _value(text: str, kind: Any) -> Any:
-    if type(None) in get_args(kind):
-        return float(text) if text else None
-    if kind is bool:
-        return text == "True"
-    return kind(text) if kind in (int, float) else text
+    return report.read_rows(path, GpuRow)
 
 
 def latest(rows: Sequence[GpuRow], like: GpuRow) -> list[GpuRow]:

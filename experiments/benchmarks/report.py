@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 
@@ -181,6 +181,26 @@ def append_rows(path: Path, rows: Sequence[Any]) -> None:
         if is_new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+T = TypeVar("T")
+
+
+def read_rows(path: Path, row: type[T]) -> list[T]:
+    """Read a results file whose columns are the fields of the dataclass `row`."""
+    kinds = get_type_hints(row)
+    with path.open(newline="") as file:
+        return [
+            row(**{name: _value(text, kinds[name]) for name, text in line.items()}) for line in csv.DictReader(file)
+        ]
+
+
+def _value(text: str, kind: Any) -> Any:
+    if type(None) in get_args(kind):
+        return float(text) if text else None
+    if kind is bool:
+        return text == "True"
+    return kind(text) if kind in (int, float) else text
 
 
 def print_table(rows: Sequence[Row], console: Console) -> None:
