@@ -1,9 +1,11 @@
 """Distillation: from trained long filters to recurrences that generate with constant memory and time per token.
 
 fit.py fits one bank of filters, by the methods in best.py, hankel.py, ...; exact.py keeps those that are recurrences
-already; model.py walks a model and swaps its filters; report.py says how well it went.
+already; model.py walks a model and swaps its filters; report.py says how well it went; compare.py what it does to the
+predictions.
 """
 
+from .compare import Agreement, Recorded, compare
 from .fit import METHODS, distill_filter
 from .fit_report import FitReport
 from .hankel import hankel_realisation, hankel_singular_values
@@ -12,9 +14,12 @@ from .report import DistillReport, LayerFit
 
 __all__ = [
     "METHODS",
+    "Agreement",
     "DistillReport",
     "FitReport",
     "LayerFit",
+    "Recorded",
+    "compare",
     "distill",
     "distill_filter",
     "hankel_realisation",
