@@ -2,7 +2,7 @@
 
 Importing this package registers them with the Auto classes: `AutoModelForCausalLM.from_pretrained(folder)` just works.
 `configuration.py` -> `modeling.py` (blocks, backbone) -> `heads.py`; `cache.py` is what `generate()` carries along;
-`checkpoint.py` writes and reads folders that are whole or not there.
+`checkpoint.py` writes and reads folders that are whole or not there. `engine.py` serves many sequences at once.
 """
 
 try:
@@ -13,8 +13,10 @@ except ImportError as error:
 from .cache import LongConvCache
 from .checkpoint import load_model, save_model
 from .configuration import LongConvConfig
+from .engine import DecodeEngine, Request
 from .heads import LongConvForCausalLM, LongConvForSequenceClassification
 from .modeling import LongConvModel, LongConvPreTrainedModel
+from .sampling import SamplingOptions
 
 transformers.AutoConfig.register(LongConvConfig.model_type, LongConvConfig)
 transformers.AutoModel.register(LongConvConfig, LongConvModel)
@@ -22,12 +24,15 @@ transformers.AutoModelForCausalLM.register(LongConvConfig, LongConvForCausalLM)
 transformers.AutoModelForSequenceClassification.register(LongConvConfig, LongConvForSequenceClassification)
 
 __all__ = [
+    "DecodeEngine",
     "LongConvCache",
     "LongConvConfig",
     "LongConvForCausalLM",
     "LongConvForSequenceClassification",
     "LongConvModel",
     "LongConvPreTrainedModel",
+    "Request",
+    "SamplingOptions",
     "load_model",
     "save_model",
 ]

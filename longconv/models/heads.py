@@ -91,8 +91,24 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
         # generate() would make a cache of keys and values; ours has to exist before it prefills in chunks.
         if generation_config.cache_implementation is not None:
             raise ValueError("cache_implementation: LongConvForCausalLM has one kind of cache, LongConvCache")
-        if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = LongConvCache(self.config.num_hidden_layers)
+        cache = model_kwargs.get("past_key_values")
+        if cache is None and generation_config.use_cache:
+            cache = model_kwargs["past_key_values"] = LongConvCache(self.config.num_hidden_layers)
+        if isinstance(cache, LongConvCache):
+            # Tokens are taken back in assisted generation, whose main loop asks for it; a draft has to be ready for it.
+            # Any other loop would keep a state for every token.
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
+            else:
+                cache.deactivate_past_recording()
+
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Tensor, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Any:
+        # generate() drops a mask of ones on the way to a draft model, and there takes generated pad tokens for padding.
+        if generation_config.is_assistant:
+            return inputs_tensor.new_ones(inputs_tensor.shape[:2], dtype=torch.long)
+        return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
 
 
 class LongConvForSequenceClassification(LongConvPreTrainedModel):

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from longconv.filters import Filter
 from longconv.layers import build_layer, stack_lookahead, stack_receptive_field
 
-from .cache import LongConvCache
+from .cache import Chunk, LongConvCache
 from .configuration import LongConvConfig
 
 
@@ -76,6 +76,10 @@ class LongConvBlock(GradientCheckpointingLayer):
         mixed, state = self.mixer.step(self.mixer_norm(x_t), state)
         return self._finish(x_t, mixed), state
 
+    def step_(self, x_t: Tensor, state: Any) -> Tensor:
+        """Map one token x_t (B, D) to (B, D), and write the next state into the tensors of `state`."""
+        return self._finish(x_t, self.mixer.step_(self.mixer_norm(x_t), state))
+
     def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
         x = x + self.dropout(mixed)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
@@ -92,7 +96,6 @@ class LongConvPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = {"long_filters", "nd_filters"}  # noqa: RUF012
     _supports_sdpa = True
-    _is_stateful = True  # no assisted generation: a recurrence cannot take tokens back
 
     def post_init(self) -> None:
         """Initialise, and remember the optimiser options that modules marked on their parameters."""
@@ -197,14 +200,33 @@ class LongConvModel(LongConvPreTrainedModel):
             raise ValueError("use_cache needs gradient checkpointing to be off")
         if cu_seqlens is not None and (attention_mask is not None or cache is not None):
             raise ValueError("cu_seqlens goes with neither attention_mask nor a cache: its sequences are whole")
-        x = self.dropout(x)
-        hidden: list[Tensor] = []
+        chunk = Chunk(self.dropout(x), self._chunk_mask(attention_mask, x, cache))
+        pieces = [chunk] if cache is None else cache.take(chunk)
+        outputs = [self._run(piece, cu_seqlens, cache, output_hidden_states) for piece in pieces]
+        # Tokens that `crop` left pending come out again, before those that were asked for.
+        hidden = outputs[0] if len(outputs) == 1 else [torch.cat(parts, dim=1) for parts in zip(*outputs, strict=True)]
+        if hidden[-1].shape[1] != L:
+            hidden = [h[:, -L:] for h in hidden]
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden[-1],
+            past_key_values=cache,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+        )
+
+    def _run(
+        self, chunk: Chunk, cu_seqlens: Tensor | None, cache: LongConvCache | None, all_hidden: bool | None
+    ) -> list[Tensor]:
+        """Run the blocks over a chunk; return the final hidden states, or every block's inputs before them."""
+        x, mask = chunk
+        L = x.shape[1]
+        if cache is not None:
+            cache.record(chunk)
         # The token loop: nothing here grows with the context, and the mask of a new token is known to be one.
         step = cache is not None and L == 1 and cache.seen_tokens > 0 and not cache.may_be_padding
-        mask = None if step else self._chunk_mask(attention_mask, x, cache)
         x = x[:, 0] if step else x
+        hidden: list[Tensor] = []
         for i, block in enumerate(self.layers):
-            if output_hidden_states:
+            if all_hidden:
                 hidden.append(x)
             if cache is None:
                 x = block(x, mask=mask, cu_seqlens=cu_seqlens)
@@ -212,25 +234,20 @@ class LongConvModel(LongConvPreTrainedModel):
                 x, cache.states[i] = block.step(x, cache.states[i])  # type: ignore[operator]
             else:
                 x, cache.states[i] = block(x, mask=mask, state=cache.states[i], return_state=True)
-        x = self.norm(x)
-        hidden.append(x)
-        if step:
-            x, hidden = x[:, None], [h[:, None] for h in hidden]
+        hidden.append(self.norm(x))
         if cache is not None:
             cache.seen_tokens += L
             cache.may_be_padding = cache.may_be_padding and mask is not None and not bool(mask[:, -1].all())
-        return BaseModelOutputWithPast(
-            last_hidden_state=x,
-            past_key_values=cache,
-            hidden_states=tuple(hidden) if output_hidden_states else None,
-        )
+        return [h[:, None] for h in hidden] if step else hidden
 
     def _chunk_mask(self, attention_mask: Tensor | None, x: Tensor, cache: LongConvCache | None) -> Tensor | None:
         """The mask of these tokens, (B, L) bool, or None if it masks nothing."""
-        if attention_mask is None:
+        seen = 0 if cache is None else cache.seen_tokens
+        # In the token loop, once all rows are past their padding, a new token is real: not even a look at the mask.
+        known = cache is not None and x.shape[1] == 1 and seen > 0 and not cache.may_be_padding
+        if attention_mask is None or known:
             return None
         B, L = x.shape[:2]
-        seen = 0 if cache is None else cache.seen_tokens
         if tuple(attention_mask.shape) not in ((B, L), (B, seen + L)):  # no set: symbolic sizes have no hash
             raise ValueError(f"attention_mask must be {(B, seen + L)}, got {tuple(attention_mask.shape)}")
         mask = attention_mask[:, -L:].bool()
