@@ -46,7 +46,7 @@ from .decode_report import (
     targets,
 )
 from .harness import DisagreementError, cpu_threads, return_free_memory
-from .report import append_rows, default_output, read_rows
+from .report import append_rows, check_columns, default_output, read_rows
 
 try:
     from rich.console import Console
@@ -56,6 +56,8 @@ except ImportError as error:
 # What `run` takes by default.
 CPU_SIZES, GPU_SIZES = ("small",), ("125m", "355m", "1.3b")
 CPU_CONTEXTS, GPU_CONTEXTS = (256, 1024, 4096, 16384, 65536), (256, 2048, 16384, 65536)
+# The tables need so many columns, which a file has too.
+WIDTH = 110
 # A turn is about so many seconds long. With the largest batch filling the memory takes longer than that, so there are
 # fewer turns.
 SECONDS, ROUNDS, ROUNDS_OF_MOST = 0.3, 7, 3
@@ -68,6 +70,7 @@ def run(
     contestants: tuple[str, ...] = CONTESTANTS,
     modes: int = 16,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    state_dtype: Literal["complex128", "complex64"] | None = None,
     memory_gb: float | None = None,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -92,7 +95,9 @@ def run(
         contestants: who takes part.
         modes: complex modes of each distilled filter.
         dtype: of weights, activations, keys and values; by default float32 on a CPU, bfloat16 on a GPU. The gate is run
-            in float32.
+            in float32, with states of complex128.
+        state_dtype: of the distilled filters' states; by default complex64 with bfloat16, which is far coarser, else
+            complex128, the library's own default.
         memory_gb: 10^9 bytes that states, and what a step allocates, may take beside the weights; by default 2 on a
             CPU, on a GPU what is free.
         threads: CPU threads; by default what torch chooses.
@@ -100,9 +105,9 @@ def run(
         minutes: begin no size or batch after that.
         resume: leave out what the CSV file has from this device, these versions and this dtype.
         smoke: a run of seconds, of a tiny model, to see whether everything works. Its numbers mean nothing, so they go
-            to a file in the folder for temporary files.
-        output: the CSV file. By default experiments/benchmarks/results/decode.csv (on a GPU decode-cuda.csv) of a source
-            checkout, elsewhere longconv-bench-decode.csv in the current folder.
+            to a temporary folder.
+        output: the CSV file. By default experiments/benchmarks/results/decode.csv (on a GPU decode-cuda.csv) of a
+            source checkout, elsewhere longconv-bench-decode.csv in the current folder.
 
     Returns:
         A row for every size, batch, context and contestant.
@@ -119,21 +124,26 @@ def run(
     on_gpu = device == "cuda"
     if smoke:
         shapes, contexts, memory_gb = shapes or ("tiny",), contexts or (64, 256), memory_gb or 0.004
-        output = Path(tempfile.gettempdir(), f"longconv-bench-decode-smoke-{device}.csv") if output is None else output
+        output = Path(tempfile.mkdtemp(prefix="longconv-bench-"), "decode.csv") if output is None else output
     shapes = shapes or (GPU_SIZES if on_gpu else CPU_SIZES)
     contexts = tuple(sorted(set(contexts or (GPU_CONTEXTS if on_gpu else CPU_CONTEXTS))))
     dtype = dtype or ("bfloat16" if on_gpu else "float32")
+    state_dtype = state_dtype or ("complex64" if dtype == "bfloat16" else "complex128")
     memory_gb = 2.0 if memory_gb is None and not on_gpu else memory_gb
     output = default_output("decode-cuda" if on_gpu else "decode") if output is None else output
     _check_arguments(shapes, contexts, batches, contestants, modes, memory_gb, threads)
+    check_columns(output, DecodeRow)
     console, begin, rows, wrong = Console(), time.monotonic(), [], []
+    console.width = max(console.width, WIDTH)
     where = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     with cpu_threads(threads) as used:
         for name in shapes:
             if time.monotonic() - begin > 60 * minutes:
                 console.print(f"{minutes:g} minutes are over; left out: {name}", style="yellow")
                 continue
-            entrants = _Entrants(SIZES[name], contestants, contexts, modes, dtype, memory_gb, used, where, console)
+            entrants = _Entrants(
+                SIZES[name], contestants, contexts, modes, (dtype, state_dtype), memory_gb, used, where, console
+            )
             wrong += entrants.wrong if DISTILLED in entrants.wrong else []
             for batch in batches:
                 if time.monotonic() - begin > 60 * minutes:
@@ -161,7 +171,7 @@ class _Entrants:
     """The contestants of one size, checked; and what they have in common."""
 
     def __init__(
-        self, size: Size, names: Sequence[str], contexts: Sequence[int], modes: int, dtype: str,
+        self, size: Size, names: Sequence[str], contexts: Sequence[int], modes: int, dtypes: tuple[str, str],
         memory_gb: float | None, threads: int, device: torch.device, console: Console,
     ) -> None:  # fmt: skip
         self.size, self.contexts, self.device, self.console = size, contexts, device, console
@@ -177,7 +187,6 @@ class _Entrants:
                 console.print(f"wrong, so not timed: {error}", style="bold red", markup=False)
                 self.wrong.append(decoder.name)
         self.decoders = [d for d in decoders if d.name not in self.wrong]
-        self._wrong_points = [(name, context) for name in self.wrong for context in contexts]
         compared = {d.name: filled_over_prefilled(d, size.vocabulary, device) for d in self.decoders}
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in compared.items())
         console.print(
@@ -185,12 +194,12 @@ class _Entrants:
             soft_wrap=True, highlight=False,
         )  # fmt: skip
         for decoder in self.decoders:
-            decoder.to(getattr(torch, dtype))
+            decoder.to(*(getattr(torch, dtype) for dtype in dtypes))
             decoder.allow(2 * max(contexts))
         return_free_memory()
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         self.budget = free if memory_gb is None else 1e9 * memory_gb
-        self.common = setting(device, threads, dtype, size, modes, self.budget / 1e9)
+        self.common = setting(device, threads, dtypes, size, modes, self.budget / 1e9)
 
     def measure(self, batches: str, done: set[tuple[str, int]], quick: bool) -> list[DecodeRow]:
         """The rows of one number of sequences, without the contestants and contexts that are `done`."""
@@ -231,11 +240,15 @@ class _Entrants:
 
 def _measured(output: Path, entrants: _Entrants, batches: str) -> set[tuple[str, int]]:
     """What the file has of this size and batch: contestants and contexts."""
-    if not output.exists():
+    if not check_columns(output, DecodeRow):
         return set()
     rows = latest(read_rows(output, DecodeRow), entrants.common)
     mine = (row for row in rows if (row.size, row.batches) == (entrants.size.name, batches))
-    return {(row.contestant, row.context) for row in mine if row.modes == entrants.common["modes"]}
+    return {
+        (row.contestant, row.context)
+        for row in mine
+        if all(getattr(row, n) == entrants.common[n] for n in ("modes", "state_dtype"))
+    }
 
 
 def _check_arguments(

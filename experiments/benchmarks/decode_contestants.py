@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 
-from longconv.filters import build_filter
+from longconv.filters import build_filter, set_state_dtype
 from longconv.models import LongConvCache, LongConvConfig, LongConvForCausalLM
 from longconv.state import GrowingBuffer
 
@@ -88,8 +88,8 @@ class Decoder:
     def allow(self, context: int) -> None:
         """Drop limits below `context` tokens that have no bearing on speed."""
 
-    def to(self, dtype: torch.dtype) -> None:
-        """Cast the weights."""
+    def to(self, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
+        """Cast the weights, and choose the dtype of the states of recurrences."""
         self.model.to(dtype)
 
 
@@ -116,10 +116,13 @@ class OursDecoder(Decoder):
         ]
 
     def step(self, ids: Tensor, state: list[Any]) -> Tensor:
-        """As the token loop of `LongConvModel`, without what transformers does around it."""
+        """As the token loop of `LongConvModel`, or for recurrences that of `DecodeEngine`, and nothing around it."""
         x = self.model.model.embed_tokens(ids)
         for i, block in enumerate(self.model.model.layers):
-            x, state[i] = block.step(x, state[i])  # type: ignore[operator]
+            if self.name == DISTILLED:
+                x = block.step_(x, state[i])  # type: ignore[operator]
+            else:
+                x, state[i] = block.step(x, state[i])  # type: ignore[operator]
         return self.model.lm_head(self.model.model.norm(x))
 
     def rare_steps(self, state: list[Any], context: int) -> Iterator[float]:
@@ -135,9 +138,10 @@ class OursDecoder(Decoder):
                 device = mixer.in_proj.weight.device
                 mixer.long_filters[0] = build_filter("hyena", mixer.channels, context).to(device)
 
-    def to(self, dtype: torch.dtype) -> None:
-        """Cast the weights, and the inputs that a cached history keeps."""
-        super().to(dtype)
+    def to(self, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
+        """Cast the weights, and the inputs that a cached history keeps; choose the dtype of modal states."""
+        super().to(dtype, state_dtype)
+        set_state_dtype(self.model, state_dtype)
         for module in self.model.modules():
             if isinstance(module, CachedHistory):
                 module.dtype = dtype
@@ -254,17 +258,9 @@ def build(
             attention = LongConvForCausalLM(LongConvConfig(**config, mixers="attention", mixer_options=heads))
             decoders[ATTENTION] = OursDecoder(ATTENTION, attention.eval())
         if {GPT2, GPT2_STATIC} & set(names):
-            gpt2 = GPT2LMHeadModel(
-                GPT2Config(
-                    vocab_size=size.vocabulary,
-                    n_positions=positions,
-                    n_embd=size.width,
-                    n_layer=size.layers,
-                    n_head=size.heads,
-                    bos_token_id=None,
-                    eos_token_id=None,
-                )  # fmt: skip
-            ).eval()
+            sizes = {"n_embd": size.width, "n_layer": size.layers, "n_head": size.heads, "n_positions": positions}
+            special = {"bos_token_id": None, "eos_token_id": None}
+            gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=size.vocabulary, **sizes, **special)).eval()
             decoders |= {name: TransformersDecoder(name, gpt2) for name in (GPT2, GPT2_STATIC)}
     return [decoders[name] for name in CONTESTANTS if name in names]
 

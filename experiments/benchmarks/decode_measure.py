@@ -190,6 +190,7 @@ class Token:
 
     @torch.inference_mode()
     def __call__(self) -> None:
+        """Make a token."""
         if self._graph is not None:
             self._graph.replay()
             return

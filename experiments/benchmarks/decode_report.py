@@ -17,8 +17,6 @@ from rich.table import Table
 from .decode_contestants import ATTENTION, CACHED, CONTESTANTS, DISTILLED, GPT2, GPT2_STATIC, SIZES, Size
 from .report import Timing, environment, length_label, styles
 
-# Tables are at least so wide, also where a console is not, such as a file.
-WIDTH = 110
 Status = Literal["ok", "does not fit", "out of memory", "failed", "wrong"]
 
 
@@ -33,6 +31,7 @@ class DecodeRow:
         cpu_threads: threads that torch may use on the CPU.
         torch: version; `transformers`, `python` and `longconv` likewise.
         dtype: of weights, activations, keys and values.
+        state_dtype: of the states of distilled filters.
         size: name of the shape, with so many `layers` of `width` channels.
         parameters: weights of the contestant, filters included.
         modes: complex modes of each distilled filter.
@@ -62,6 +61,7 @@ class DecodeRow:
     python: str
     longconv: str
     dtype: str
+    state_dtype: str
     size: str
     layers: int
     width: int
@@ -97,13 +97,15 @@ class Outcome(NamedTuple):
     ms_rare: float = 0.0
 
 
-def setting(device: torch.device, threads: int, dtype: str, size: Size, modes: int, memory_GB: float) -> dict[str, Any]:
+def setting(
+    device: torch.device, threads: int, dtypes: tuple[str, str], size: Size, modes: int, memory_GB: float
+) -> dict[str, Any]:
     """The columns that all rows of one size share."""
     context = environment(device, threads)
     del context["memory"]
     return context | {
-        "kind": device.type, "transformers": transformers.__version__, "dtype": dtype, "size": size.name, "layers": size.layers,
-        "width": size.width, "modes": modes, "memory_GB": round(memory_GB, 3),
+        "kind": device.type, "transformers": transformers.__version__, "dtype": dtypes[0], "state_dtype": dtypes[1],
+        "size": size.name, "layers": size.layers, "width": size.width, "modes": modes, "memory_GB": round(memory_GB, 3),
     }  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def print_table(rows: Sequence[DecodeRow], console: Console) -> None:
             ratio = _over(here.get(DISTILLED), row)
             numbers = [row.ms_median, row.ms_min, row.ms_max, row.tokens_per_s, ratio, row.state_MB, row.peak_MB]
             table.add_row(f"  {name}", str(row.batch), *("" if x is None else _short(x) for x in numbers))
-    console.print(table, width=max(console.width, WIDTH))
+    console.print(table)
 
 
 class Target(NamedTuple):
@@ -255,7 +257,7 @@ def print_targets(found: Sequence[Target], console: Console) -> None:
         bound = "" if target.bound is None else f"{'<=' if target.at_most else '>='} {target.bound:g}"
         verdict = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[target.reached]
         table.add_row(target.size, target.what, f"{target.value:.3g}", bound, verdict)
-    console.print(table, width=max(console.width, WIDTH))
+    console.print(table)
 
 
 def _over(ours: DecodeRow | None, other: DecodeRow | None) -> float | None:

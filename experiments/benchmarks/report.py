@@ -168,19 +168,29 @@ def append_rows(path: Path, rows: Sequence[Any]) -> None:
     """
     if not rows:
         return
-    columns = [field.name for field in fields(rows[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists() or path.stat().st_size == 0
-    if not is_new:
-        with path.open(newline="") as file:
-            header = next(csv.reader(file))
-        if header != columns:
-            raise ValueError(f"{path} has columns {', '.join(header)}; these rows have {', '.join(columns)}")
+    is_new = not check_columns(path, type(rows[0]))
     with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)
+        writer = csv.DictWriter(file, [field.name for field in fields(rows[0])])
         if is_new:
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def check_columns(path: Path, row: type[Any]) -> bool:
+    """Whether there is a results file, with something in it.
+
+    Raises:
+        ValueError: its columns are not the fields of the dataclass `row`.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    columns = [field.name for field in fields(row)]
+    with path.open(newline="") as file:
+        header = next(csv.reader(file))
+    if header != columns:
+        raise ValueError(f"{path} has columns {', '.join(header)}; these rows have {', '.join(columns)}")
+    return True
 
 
 T = TypeVar("T")
