@@ -5,8 +5,8 @@ gpu_run.py   what that is on a GPU: others (gpu_contestants.py), sizes and targe
              that it can take (roofline.py), table and plot (gpu_report.py)
 dilated.py   dilated convolution and multiresolution trees: F.conv1d
 tcnca.py     TCNCA's stack of dilated convolutions: MEGA's moving average by FFT
-decode.py    a token of distilled Hyena: Hyena with its history, attention, GPT-2 (decode_contestants.py); states without
-             a prefill (decode_states.py), gate, memory and time (decode_measure.py), tables and plot (decode_report.py)
+decode.py    a token of distilled Hyena: Hyena with its history, attention, GPT-2 (decode_contestants.py); their states
+             without a prefill (decode_states.py), gate, memory, time (decode_measure.py), table (decode_report.py)
 stages.py    where its time goes on a CPU, against the floor of its transforms
 quality.py   what distillation costs language models (quality_models.py), on text; tables and plot: quality_report.py
 harness.py   what they share: oracle gate, interleaved timing, peak memory
@@ -17,7 +17,7 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import decode, dilated, fftconv, stages, tcnca
+from . import decode, dilated, fftconv, quality, stages, tcnca
 
 #: The functions behind `longconv bench NAME`.
 BENCHMARKS: dict[str, Callable[..., list[Any]]] = {

@@ -6,7 +6,7 @@ whole), and teacher.py the same with a teacher; callbacks.py keeps the clock, th
 """
 
 from .config import TrainConfig
-from .run import TrainResult, train
+from .run import TrainResult, is_finished, train
 from .trainer import parameter_groups, schedule
 
-__all__ = ["TrainConfig", "TrainResult", "parameter_groups", "schedule", "train"]
+__all__ = ["TrainConfig", "TrainResult", "is_finished", "parameter_groups", "schedule", "train"]

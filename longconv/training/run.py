@@ -144,20 +144,44 @@ def _last_checkpoint(output: Path) -> Path:
     return found[-1]
 
 
+def is_finished(config: TrainConfig) -> bool:
+    """Whether the final model of a run with just these options is in `config.output`.
+
+    Raises:
+        ValueError: there is one, with other options; or see `train` for `init`.
+        FileNotFoundError: no model in `init`.
+    """
+    output = Path(config.output)
+    if not (output / "model").exists():
+        return False
+    _compare(output, config if config.init is None else Initial.load(config.init).complete(config))
+    return True
+
+
 def _claim(output: Path, config: TrainConfig) -> None:
     """Write the configuration into the output folder, or compare it with the one that is there."""
-    free = {"output", "resume", "quiet", "save_every", "evaluate_every", "evaluate_batches"}  # change no loss
-    ours = {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items() if k not in free}
-    path = output / "train.json"
-    if config.resume and path.exists():
-        theirs = json.loads(path.read_text())
-        for name in ours.keys() | theirs.keys():
-            if ours.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{output} was trained with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}; "
-                    "resume with the same options, or choose another output"
-                )
+    if config.resume:
+        _compare(output, config)
     elif checkpoints(output):
         raise ValueError(f"{output} holds the checkpoints of an earlier run: resume it, or choose another output")
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ours, indent=1))
+    (output / "train.json").write_text(json.dumps(_options(config), indent=1))
+
+
+def _compare(output: Path, config: TrainConfig) -> None:
+    """Raise ValueError unless the folder's run is known to have had the same options."""
+    if not (output / "train.json").exists():
+        raise ValueError(f"{output} has no train.json that would say how it was trained: choose another output")
+    ours, theirs = _options(config), json.loads((output / "train.json").read_text())
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{output} was trained with {name} = {theirs.get(name)!r}, not {ours.get(name)!r}; "
+                "use the same options, or choose another output"
+            )
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """What decides the losses of a run, JSON-ready."""
+    free = {"output", "resume", "quiet", "save_every", "evaluate_every", "evaluate_batches"}  # change no loss
+    return {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items() if k not in free}

@@ -13,7 +13,7 @@ from longconv.distill import distill
 from longconv.filters import ModalFilter
 from longconv.models import load_model, save_model
 from longconv.tasks.lm import SentencePieceTokenizer, load_tokenizer
-from longconv.training import TrainConfig, train
+from longconv.training import TrainConfig, is_finished, train
 from longconv.training import run as run_module
 from longconv.training.callbacks import Clock
 from longconv.training.teacher import TeacherTrainer, divergence
@@ -234,3 +234,18 @@ def test_init_is_saved_with_the_run_and_compared(trained, corpus, tmp_path):
     train(next_config(tmp_path / "run", corpus, init=distilled))
     with pytest.raises(ValueError, match=r"was trained with init = '.*distilled', not '.*model'"):
         train(next_config(tmp_path / "run", corpus, init=teacher, resume=True))
+
+
+def test_a_finished_run_is_known_by_its_options(trained, corpus, tmp_path):
+    _, distilled = trained
+    config = next_config(tmp_path / "run", corpus, init=distilled)
+    assert not is_finished(config)
+    train(config)
+    assert is_finished(config)
+    assert is_finished(dataclasses.replace(config, resume=True, hidden_size=16))
+    with pytest.raises(ValueError, match=r"was trained with lr = 0\.002, not 0\.5"):
+        is_finished(dataclasses.replace(config, lr=0.5))
+    (tmp_path / "run" / "train.json").unlink()
+    for ask in (is_finished, train):
+        with pytest.raises(ValueError, match=r"has no train\.json that would say how it was trained"):
+            ask(dataclasses.replace(config, resume=True))
