@@ -8,7 +8,7 @@ from longconv.kernels.fftconv.online import OnlineConv
 from longconv.kernels.fftconv.sparse import fft_conv_sparse
 from longconv.kernels.fftconv.stream import fft_conv_chunk
 from longconv.kernels.multires import multires_conv, multires_kernel, multires_levels, multires_state, multires_step
-from longconv.kernels.recurrence import modal_kernel, modal_scan, modal_state, modal_step
+from longconv.kernels.recurrence import hyena_step_, modal_kernel, modal_scan, modal_state, modal_step, modal_step_
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 __all__ = [
@@ -22,10 +22,12 @@ __all__ = [
     "fft_conv2d",
     "fft_conv_chunk",
     "fft_conv_sparse",
+    "hyena_step_",
     "modal_kernel",
     "modal_scan",
     "modal_state",
     "modal_step",
+    "modal_step_",
     "multires_conv",
     "multires_kernel",
     "multires_levels",

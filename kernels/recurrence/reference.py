@@ -34,3 +34,28 @@ def modal_kernel_reference(poles: Tensor, residues: Tensor, passthrough: Tensor,
     impulse = torch.zeros(1, poles.shape[0], length, dtype=torch.float64, device=poles.device)
     impulse[..., 0] = 1.0
     return modal_scan_reference(impulse, poles, residues, passthrough)[0][0]
+
+
+def hyena_step_reference(
+    u_t: Tensor,
+    short_state: Tensor,
+    short_weight: Tensor,
+    short_bias: Tensor,
+    poles: Tensor,
+    residues: Tensor,
+    passthrough: Tensor,
+    skip: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One sample of a Hyena layer of order 2 between its projections; shapes as in `hyena_step_`, states not modified.
+
+    Returns y (B, D) float64, the next short_state (B, 3D, K-1) float64 and the next state (B, D, N) complex128.
+    """
+    window = torch.cat([short_state.double(), u_t.double()[..., None]], -1)
+    z = short_bias.double() + sum(
+        tap * past for tap, past in zip(short_weight.double().unbind(1), window.flip(-1).unbind(-1), strict=True)
+    )
+    x_0, x_1, v = z.chunk(3, 1)
+    w = x_1 * v
+    y, state = modal_scan_reference(w[..., None], poles, residues, passthrough, state)
+    return x_0 * (y[..., 0] + skip.double() * w), window[..., 1:], state

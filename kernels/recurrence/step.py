@@ -20,6 +20,7 @@ in double precision and rounded once. Relative L2 error of 65,536 outputs, again
 import torch
 from torch import Tensor
 
+from .dispatch import takes_triton
 from .layout import ModeLayout
 from .scan import _check_device, _check_input, _check_modes, _check_state, _without_autocast
 
@@ -64,6 +65,8 @@ def modal_step_(
     passthrough: Tensor,
     state: Tensor,
     layout: ModeLayout | None = None,
+    *,
+    impl: str = "auto",
 ) -> Tensor:
     """Advance the modal recurrence by one input and write the new state over the old one. Not differentiable.
 
@@ -74,14 +77,37 @@ def modal_step_(
         passthrough: (D,) real.
         state: (B, D, N) complex, or (B, P); modified.
         layout: where each channel's modes are, if their numbers differ.
+        impl: "torch"; "triton" (one launch; on a GPU, or anywhere under `TRITON_INTERPRET=1`); "auto" takes Triton for
+            tensors on a GPU where it can: u_t in float32 or half precision, and a state whose rows are contiguous.
 
     Returns:
         y_t (B, D) in u_t's dtype. Arithmetic is in the precision of the poles, at least float32.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
+        ValueError: an argument has the wrong shape, dtype or device, or `impl="triton"` where Triton cannot do it.
     """
-    _check_step(u_t, poles, residues, passthrough, state, layout)
+    check_step(u_t, poles, residues, passthrough, state, layout)
+    if torch.compiler.is_compiling():
+        from .op import modal_step_op, spread
+
+        return modal_step_op(u_t, poles, residues, passthrough, state, *spread(layout), impl)
+    return step(u_t, poles, residues, passthrough, state, layout, impl)
+
+
+def step(
+    u_t: Tensor,
+    poles: Tensor,
+    residues: Tensor,
+    passthrough: Tensor,
+    state: Tensor,
+    layout: ModeLayout | None,
+    impl: str,
+) -> Tensor:
+    """`modal_step_` with its arguments checked."""
+    if takes_triton(impl, u_t, state):
+        from . import triton_step
+
+        return triton_step.modal_step_(u_t, poles, residues.conj().resolve_conj(), passthrough, state, layout)
     v = u_t.to(poles.real.dtype)
     y = advance_(v, poles, residues, state, layout)
     return y.addcmul_(v, passthrough.to(y.dtype)).to(u_t.dtype)
@@ -118,7 +144,7 @@ def _advance_rows_(v: Tensor, poles: Tensor, readout: Tensor, state: Tensor, lay
     return y
 
 
-def _check_step(
+def check_step(
     u_t: Tensor, poles: Tensor, residues: Tensor, passthrough: Tensor, state: Tensor, layout: ModeLayout | None
 ) -> None:
     """Raise what `modal_step_` promises. Shapes first, and the rest only if they do not fit: it runs once per token."""

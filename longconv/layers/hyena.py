@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longconv.filters import build_filter
+from longconv.filters import RecurrentFilter, build_filter
+from longconv.functional import hyena_step_
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
 
@@ -19,6 +20,7 @@ from .long_conv import (
     long_conv,
     long_conv_step,
     long_conv_step_,
+    modes_and_layout,
 )
 
 
@@ -165,9 +167,17 @@ class Hyena(Mixer):
 
     @torch.no_grad()
     def step_(self, x_t: Tensor, state: HyenaState) -> Tensor:
-        """Mix one sample in place; see `Mixer.step_`."""
+        """Mix one sample in place; see `Mixer.step_`. With one filter, all between the projections is `hyena_step_`."""
         self.check_step_(x_t, state)
-        u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
+        u, filter = self.in_proj(x_t), self.long_filters[0]
+        dropping = self.training and self.dropout.p > 0
+        if self.order == 2 and isinstance(filter, RecurrentFilter) and not dropping:
+            modes, layout = modes_and_layout(filter, state.long[0])
+            taps = self.short_weight, self.short_bias
+            y = hyena_step_(u, state.short, *taps, *modes, self.skip[0], state.long[0].state, layout)
+            state.position += 1
+            return self.out_proj(y)
+        u, short = short_conv_step(u, state.short, self.short_weight, self.short_bias)
         state.short.copy_(short)
         *gates, v = u.chunk(self.order + 1, dim=1)
         for stage, filter in enumerate(self.long_filters):

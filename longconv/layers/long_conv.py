@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from longconv.filters import PackedModes, RecurrentFilter
 from longconv.functional import OnlineConv, fft_conv
+from longconv.kernels.recurrence import ModeLayout
 from longconv.state import Constant, GrowingBuffer
 
 from .base import packed_lengths
@@ -183,6 +184,15 @@ def long_conv_step_(filter: Any, u_t: Tensor, skip: Tensor | None, state: Histor
         y, after = filter.step(u_t, state.state, modes)
         state.state.copy_(after)
     return y if skip is None else y + skip.to(y.dtype) * u_t
+
+
+def modes_and_layout(
+    filter: RecurrentFilter, state: HistoryState | RecurrentState
+) -> tuple[tuple[Tensor, Tensor, Tensor], ModeLayout | None]:
+    """Poles, residues and pass-through of a step, and where each channel's modes are if there is no padding."""
+    assert isinstance(state, RecurrentState)
+    modes = stream_modes(filter, state)
+    return modes[:3], modes.layout if isinstance(modes, PackedModes) else None
 
 
 def stream_modes(filter: Any, state: RecurrentState) -> Any:
