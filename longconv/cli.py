@@ -200,20 +200,24 @@ def generate(
     /,
     *,
     prompt: str = "def ",
+    prompt_file: Path | None = None,
     max_new_tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
+    prefill_chunk: int = 4096,
 ) -> None:
     """Continue a prompt, printing as it goes.
 
     Args:
         model: folder of a trained or distilled model.
         prompt: the text to continue; empty to begin a document.
+        prompt_file: read the text to continue from this file instead, and print only what follows it.
         max_new_tokens: stop after so many tokens, or at the end of the text.
         temperature: of sampling; 0 for the likeliest token each time.
         top_k: sample among so many likeliest tokens; 0 for all.
         seed: of sampling.
+        prefill_chunk: read the prompt so many tokens at a time, which bounds the memory for a long one; 0 for all.
     """
     import torch
     from transformers import TextStreamer, set_seed
@@ -224,6 +228,13 @@ def generate(
     loaded, tokenizer = load_model(model), load_tokenizer(model)
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
+    if prefill_chunk < 0:
+        raise ValueError(f"prefill_chunk must not be negative, got {prefill_chunk}")
+    if prompt_file is not None:
+        try:
+            prompt = prompt_file.read_bytes().decode("utf-8")  # as it is: line ends are part of it
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompt_file {prompt_file} is not UTF-8 text: {error}") from error
     ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]])
     limit = loaded.config.max_position_embeddings
     if ids.shape[1] + max_new_tokens > limit:
@@ -232,12 +243,15 @@ def generate(
         )
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
+    hide = prompt_file is not None
+    streamer = TextStreamer(tokenizer.to_transformers(), skip_prompt=hide, skip_special_tokens=True)
     started = time.perf_counter()
     out = loaded.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        streamer=TextStreamer(tokenizer.to_transformers(), skip_special_tokens=True),
+        streamer=streamer,
+        prefill_chunk_size=prefill_chunk or None,
         **sampling,
     )
     count = out.shape[1] - ids.shape[1]

@@ -98,6 +98,27 @@ def test_train_then_distill_evaluate_generate_info(run_folder, corpus, tmp_path,
     assert "torch" in capsys.readouterr().out
 
 
+def test_a_long_prompt_from_a_file_in_chunks(run_folder, tmp_path, capsys):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes("def é(x):\r\n    return".encode() * 3)
+    options = ["generate", str(run_folder / "model"), "--max-new-tokens", "9", "--temperature", "0"]
+    said = []
+    for more in (["--prompt-file", str(file)], ["--prompt-file", str(file), "--prefill-chunk", "5"]):
+        assert cli.main([*options, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert cli.main([*options, "--prompt", file.read_bytes().decode(), "--prefill-chunk", "0"]) == 0
+    assert said[0] == said[1]
+    assert capsys.readouterr().out == file.read_bytes().decode() + said[0]
+    file.write_bytes(b"x" * 130)
+    assert "a prompt of 131 tokens and 9 new ones exceed the model's limit of 128" in fails(
+        capsys, *options, "--prompt-file", str(file)
+    )
+    file.write_bytes(b"\xff")
+    assert "prompt.txt is not UTF-8 text: " in fails(capsys, *options, "--prompt-file", str(file))
+    assert "nothing.txt" in fails(capsys, *options, "--prompt-file", str(tmp_path / "nothing.txt"))
+    assert "prefill_chunk must not be negative, got -1" in fails(capsys, *options, "--prefill-chunk", "-1")
+
+
 def test_table_of_layers(capsys):
     assert cli.main(["info", "--layers"]) == 0
     assert "| `hyena` | Hyena ([Poli et al. 2023](https" in capsys.readouterr().out
