@@ -1,7 +1,6 @@
 """`TrainConfig`: everything that can be chosen about a training run; also the options of `longconv train`."""
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,8 +34,8 @@ class TrainConfig:
         resume: go on from the last checkpoint in `output`.
         init: folder of a model to start from, distilled or not: its weights, tokenizer, mixers and sizes. Options that
             describe these are left out then, or agree.
-        teacher: folder of a model whose predictions are learned from too: KL(teacher || student) is added to the loss.
-        kd_weight: of that divergence; 1 with a teacher.
+        teacher: folder of a model to learn from too: kd_weight KL(teacher || student) + (1 - kd_weight) cross entropy.
+        kd_weight: see teacher; 0 for the text alone, 1 for the teacher alone, 0.5 if it is not given.
         task: name of the task; "lm" is language modelling on local text.
         data: text file or folder; default the source of Python's own standard library.
         max_bytes: use at most so many bytes of the corpus.
@@ -54,6 +53,7 @@ class TrainConfig:
         steps: updates; 0 with `minutes` to stop by the clock alone.
         minutes: stop after so many minutes of training, checkpoints included; the schedule follows the clock then.
         lr: peak learning rate (filters have their own).
+        filter_lr_scale: what filters' own learning rates are multiplied by: less than 1 to fine-tune.
         schedule: of the learning rate after the warm-up.
         warmup: fraction of the run in which the learning rate rises.
         weight_decay: of the matrices.
@@ -91,6 +91,7 @@ class TrainConfig:
     steps: int = 1000
     minutes: float | None = None
     lr: float = 2e-3
+    filter_lr_scale: float = 1.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.1
@@ -118,14 +119,16 @@ class TrainConfig:
             raise ValueError(f"steps must be at least 1, or 0 together with minutes; got {self.steps}")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if not self.filter_lr_scale >= 0:
+            raise ValueError(f"filter_lr_scale must be at least 0, got {self.filter_lr_scale}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction of the run, in [0, 1); got {self.warmup}")
         if self.max_length is not None and self.max_length < self.length:
             raise ValueError(f"max_length must be at least length = {self.length}, got {self.max_length}")
         if self.kd_weight is not None and self.teacher is None:
             raise ValueError(f"kd_weight = {self.kd_weight:g} needs a teacher")
-        if self.kd_weight is not None and not 0 <= self.kd_weight < math.inf:
-            raise ValueError(f"kd_weight must be at least 0, got {self.kd_weight}")
+        if self.kd_weight is not None and not 0 <= self.kd_weight <= 1:
+            raise ValueError(f"kd_weight must be in [0, 1], got {self.kd_weight}")
 
     @property
     def tokens_per_step(self) -> int:

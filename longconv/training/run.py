@@ -104,7 +104,7 @@ def _trainer(config: TrainConfig, task: Any) -> Callable[..., LongConvTrainer]:
     if config.teacher is None:
         return LongConvTrainer
     teacher = load_teacher(config.teacher, task.tokenizer, config.length)
-    weight = 1.0 if config.kd_weight is None else config.kd_weight
+    weight = 0.5 if config.kd_weight is None else config.kd_weight
     return functools.partial(TeacherTrainer, teacher=teacher, weight=weight) if weight else LongConvTrainer
 
 
@@ -172,7 +172,9 @@ def _compare(output: Path, config: TrainConfig) -> None:
     """Raise ValueError unless the folder's run is known to have had the same options."""
     if not (output / "train.json").exists():
         raise ValueError(f"{output} has no train.json that would say how it was trained: choose another output")
-    ours, theirs = _options(config), json.loads((output / "train.json").read_text())
+    # An option that did not exist then had what is its default now.
+    defaults = _options(TrainConfig(output=output))
+    ours, theirs = _options(config), defaults | json.loads((output / "train.json").read_text())
     for name in ours.keys() | theirs.keys():
         if ours.get(name) != theirs.get(name):
             raise ValueError(

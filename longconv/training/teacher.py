@@ -35,14 +35,14 @@ def load_teacher(folder: Path, tokenizer: Tokenizer, length: int) -> LongConvFor
 class TeacherTrainer(LongConvTrainer):
     """`LongConvTrainer` with the loss
 
-        cross entropy + weight * KL(teacher || student),     both in nats per predicted token.
+        (1 - weight) cross entropy + weight KL(teacher || student),     both in nats per predicted token.
 
     Training rows of the log are of this sum, with the divergence alone as `kl`; evaluations are of the cross entropy.
     The teacher is no part of the model: it is neither trained nor saved, and runs without gradients.
 
     Args:
         teacher: see `load_teacher`.
-        weight: of the divergence.
+        weight: of the divergence, in (0, 1]. With 1 the teacher is all there is to learn from.
         args, kwargs: of `LongConvTrainer`.
     """
 
@@ -69,7 +69,7 @@ class TeacherTrainer(LongConvTrainer):
                 num_items_in_batch = count
             elif self.args.average_tokens_across_devices:  # as the Trainer has it: the sum is over all processes
                 kl = kl * self.accelerator.num_processes
-            loss = loss + self.weight * kl / num_items_in_batch
+            loss = (1 - self.weight) * loss + self.weight * kl / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

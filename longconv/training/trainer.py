@@ -19,12 +19,14 @@ from .config import TrainConfig
 KEEP_CHECKPOINTS = 2
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, marked_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Optimiser groups that honour the marks which modules leave on their parameters.
 
     A parameter with `_optim = {"lr": ..., "weight_decay": ...}` gets those options; any other gets `lr`, and
     `weight_decay` if it is a matrix (biases and norm weights do not decay). This is the one reader of the marks.
-    Parameters that do not require gradients are left out.
+    Parameters that do not require gradients are left out. Learning rates of marks are multiplied by `marked_lr_scale`.
 
     Returns:
         Groups `{"params": [...], "lr": ..., "weight_decay": ...}`, each combination of options once.
@@ -40,7 +42,8 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         if unknown := options.keys() - {"lr", "weight_decay"}:
             raise ValueError(f"{name} is marked with the unknown optimiser option {sorted(unknown)[0]!r}")
         decay = options.get("weight_decay", weight_decay if parameter.ndim >= 2 else 0.0)
-        groups.setdefault((options.get("lr", lr), decay), []).append(parameter)
+        rate = marked_lr_scale * options["lr"] if "lr" in options else lr
+        groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
@@ -68,7 +71,8 @@ class LongConvTrainer(Trainer):
         if self.optimizer is None:
             model = model if model is not None else self.model
             assert model is not None
-            groups = parameter_groups(model, self.config.lr, self.config.weight_decay)
+            config = self.config
+            groups = parameter_groups(model, config.lr, config.weight_decay, config.filter_lr_scale)
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         return self.optimizer
 

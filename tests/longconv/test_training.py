@@ -38,6 +38,10 @@ def test_parameter_groups_honour_the_marks():
     }
     parameters = dict(model.named_parameters())
     assert {name: options[id(parameters[name])] for name in expected} == expected
+    slower = {id(p): (g["lr"], g["weight_decay"]) for g in parameter_groups(model, 0.5, 0.25, 0.1) for p in g["params"]}
+    for name, (lr, decay) in expected.items():
+        lr = pytest.approx(lr if lr == 0.5 else lr / 10)
+        assert slower[id(parameters[name])] == (lr, decay), name
 
 
 def test_parameter_groups_leave_out_frozen_parameters_and_reject_unknown_marks():
@@ -142,6 +146,7 @@ def test_errors_of_a_run(tmp_path, corpus):
         ({"steps": 0}, "steps must be at least 1"),
         ({"minutes": -1.0}, "minutes must be positive"),
         ({"warmup": 1.5}, "warmup is a fraction"),
+        ({"filter_lr_scale": -1.0}, "filter_lr_scale must be at least 0"),
         ({"max_length": 10}, "max_length must be at least length = 64"),
     ],
 )

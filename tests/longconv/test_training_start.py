@@ -115,7 +115,7 @@ def test_modes_stay_stable_at_any_learning_rate(trained, corpus, tmp_path):
 
 def test_an_interrupted_fine_tuning_resumes_to_the_same_losses(trained, corpus, tmp_path):
     teacher, distilled = trained
-    options = {"init": distilled, "teacher": teacher, "kd_weight": 0.5}
+    options = {"init": distilled, "teacher": teacher, "kd_weight": 0.25}
     whole = train(next_config(tmp_path / "whole", corpus, **options))
     train(next_config(tmp_path / "cut", corpus, **options))
     shutil.rmtree(tmp_path / "cut" / "checkpoint-6")
@@ -125,8 +125,8 @@ def test_an_interrupted_fine_tuning_resumes_to_the_same_losses(trained, corpus, 
     assert strip(resumed.log) == strip(whole.log)
     a, b = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(ValueError, match=r"was trained with kd_weight = 0\.5, not 2\.0"):
-        train(next_config(tmp_path / "cut", corpus, **{**options, "kd_weight": 2.0}, resume=True))
+    with pytest.raises(ValueError, match=r"was trained with kd_weight = 0\.25, not 1\.0"):
+        train(next_config(tmp_path / "cut", corpus, **{**options, "kd_weight": 1.0}, resume=True))
 
 
 def test_a_weight_of_zero_is_plain_training(trained, corpus, tmp_path):
@@ -135,19 +135,25 @@ def test_a_weight_of_zero_is_plain_training(trained, corpus, tmp_path):
     zero = train(next_config(tmp_path / "zero", corpus, init=distilled, teacher=teacher, kd_weight=0.0))
     assert zero.log[0].keys() == plain.log[0].keys()
     assert losses(zero) == losses(plain)
-    full = train(next_config(tmp_path / "full", corpus, init=distilled, teacher=teacher))
-    first, plain_first = full.log[0], plain.log[0]
+    half = train(next_config(tmp_path / "half", corpus, init=distilled, teacher=teacher))
+    first = half.log[0]
     assert first["kl"] > 0
-    assert first["loss"] == pytest.approx(plain_first["loss"] + first["kl"], rel=1e-6)
-    assert losses(full)[1:] != losses(plain)[1:]
-    assert full.metrics["loss"] != plain.metrics["loss"]
-    assert full.metrics["loss"] < 6  # an evaluation is of the cross entropy, which starts below ln 258
+    assert first["loss"] == pytest.approx((losses(plain)[0] + first["kl"]) / 2, rel=1e-6)
+    assert losses(half)[1:] != losses(plain)[1:]
+
+
+def test_with_a_weight_of_one_the_teacher_is_all_there_is(trained, corpus, tmp_path):
+    teacher, _ = trained
+    run = train(first_config(tmp_path / "run", corpus, seed=5, teacher=teacher, kd_weight=1.0, steps=30))
+    assert losses(run) == [row["kl"] for row in run.log if row["split"] == "train"]
+    assert losses(run)[-1] < losses(run)[0] / 2
+    assert run.metrics["loss"] > 2 * losses(run)[-1]  # an evaluation is of the cross entropy
 
 
 def test_a_model_that_is_its_own_teacher_has_no_divergence(trained, corpus, tmp_path):
     teacher, _ = trained
     run = train(
-        next_config(tmp_path / "run", corpus, init=teacher, teacher=teacher, kd_weight=3.0, accumulate=2, steps=1)
+        next_config(tmp_path / "run", corpus, init=teacher, teacher=teacher, kd_weight=0.9, accumulate=2, steps=1)
     )
     assert run.log[0]["kl"] == pytest.approx(0, abs=1e-6)
 
@@ -170,7 +176,7 @@ def test_gradients_go_to_the_student_only(trained, corpus, tmp_path):
     config = next_config(tmp_path, corpus)
     student, master = load_model(distilled).train(), run_module.load_teacher(teacher, load_tokenizer(teacher), 64)
     trainer = TeacherTrainer(
-        config, Clock(None), teacher=master, weight=2.0, model=student, args=run_module._arguments(config)
+        config, Clock(None), teacher=master, weight=0.75, model=student, args=run_module._arguments(config)
     )
     batch = {"input_ids": torch.randint(256, (2, 20)), "labels": torch.randint(256, (2, 20))}
     loss = trainer.compute_loss(student, batch, num_items_in_batch=torch.tensor(50))
@@ -179,7 +185,7 @@ def test_gradients_go_to_the_student_only(trained, corpus, tmp_path):
         z[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
     )
     kl, _ = divergence(master(batch["input_ids"]).logits, z, batch["labels"])
-    numerics.assert_close(loss.detach(), (plain + 2 * kl).detach() / 50)
+    numerics.assert_close(loss.detach(), (plain / 4 + 3 * kl / 4).detach() / 50)
     loss.backward()
     assert all(p.grad is None for p in master.parameters())
     assert not master.training
@@ -222,7 +228,7 @@ def test_errors(trained, corpus, tmp_path):
         train(first_config(tmp_path / "e", corpus, length=128, teacher=teacher))
     with pytest.raises(ValueError, match=r"kd_weight = 0\.5 needs a teacher"):
         train(next_config(tmp_path / "f", corpus, init=distilled, kd_weight=0.5))
-    with pytest.raises(ValueError, match=r"kd_weight must be at least 0, got -1\.0"):
+    with pytest.raises(ValueError, match=r"kd_weight must be in \[0, 1\], got -1\.0"):
         train(next_config(tmp_path / "g", corpus, init=distilled, teacher=teacher, kd_weight=-1.0))
     SentencePieceTokenizer(["ab"]).save(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"the tokenizer in .*bare has 259 ids and the model 258"):
@@ -245,7 +251,13 @@ def test_a_finished_run_is_known_by_its_options(trained, corpus, tmp_path):
     assert is_finished(dataclasses.replace(config, resume=True, hidden_size=16))
     with pytest.raises(ValueError, match=r"was trained with lr = 0\.002, not 0\.5"):
         is_finished(dataclasses.replace(config, lr=0.5))
-    (tmp_path / "run" / "train.json").unlink()
+    file = tmp_path / "run" / "train.json"
+    said = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in said.items() if name != "filter_lr_scale"}))
+    assert is_finished(config)  # a run from before there was that option
+    with pytest.raises(ValueError, match=r"was trained with filter_lr_scale = 1\.0, not 0\.5"):
+        is_finished(dataclasses.replace(config, filter_lr_scale=0.5))
+    file.unlink()
     for ask in (is_finished, train):
         with pytest.raises(ValueError, match=r"has no train\.json that would say how it was trained"):
             ask(dataclasses.replace(config, resume=True))
