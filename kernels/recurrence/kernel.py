@@ -11,13 +11,16 @@ from torch import Tensor
 
 from .scan import _check_modes, _pairs, _power_of_two, _powers, _without_autocast, _working_dtype
 
+# Real numbers in the table of a pole's powers, for the channels that are taken at a time: 8 MB.
+_TABLE_ELEMENTS = 1 << 20
+
 
 @_without_autocast
 def modal_kernel(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
     """Return the impulse response of the modal recurrence (module docstring) as a dense kernel.
 
-    Exponents are split in two, lambda^(aT+b) with T about sqrt(length), so that the memory beside the result is
-    O(D N sqrt(length)). Differentiable in the three tensors.
+    Exponents are split in two, lambda^(aT+b) with T about sqrt(length), and channels are taken so many at a time that
+    the powers of their poles take little memory beside the result. Differentiable in the three tensors.
 
     Args:
         poles: (D, N) complex64 or complex128, N >= 0.
@@ -76,6 +79,21 @@ def modal_kernel_backward_op(dh: Tensor, poles: Tensor, residues: Tensor) -> tup
 
 
 def _kernel(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
+    D, N = poles.shape
+    few = max(1, _TABLE_ELEMENTS // max(1, 2 * N * (math.isqrt(length) + 1)))
+    if few >= D:
+        return _of_channels(poles, residues, passthrough, length)
+    parts = (x.split(few) for x in (poles, residues, passthrough))
+    kernels = (_of_channels(*part, length) for part in zip(*parts, strict=True))
+    if torch.is_grad_enabled():
+        return torch.cat(list(kernels))
+    out = torch.empty(D, length, dtype=_working_dtype(poles, residues, passthrough), device=poles.device)
+    for at, kernel in zip(range(0, D, few), kernels, strict=True):
+        out[at : at + few] = kernel
+    return out
+
+
+def _of_channels(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
     dtype = _working_dtype(poles, residues, passthrough)
     D, taps = poles.shape[0], length - 1
     first = passthrough.to(dtype)[:, None]

@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 # Upper limit on the scratch elements (of the working real dtype) of one block of chunks: 16 MiB in float32.
 _BLOCK_ELEMENTS = 1 << 22
 _MAX_CHUNK = 64
+# The same for `modal_state`, of its tables and of its chunks: prefill should cost no memory worth mentioning.
+_STATE_ELEMENTS = 1 << 20
 # A table, because torch.compile does not trace dtype.to_complex().
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
@@ -111,7 +113,8 @@ def modal_scan(
 def modal_state(u: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor:
     """Return only the state after a sequence, as prefill needs it: x_L = lambda^L x_0 + sum_t lambda^(L-1-t) u_t.
 
-    A two-level Vandermonde product: O(B D L N) operations, scratch memory bounded by blocks. Differentiable.
+    A two-level Vandermonde product: O(B D L N) operations. Channels are taken a few at a time, and so are their chunks,
+    so the scratch memory (some 50 MB) depends neither on the length nor on the order. Differentiable.
 
     Args:
         u: (B, D, L) real, L >= 1, any strides.
@@ -127,11 +130,19 @@ def modal_state(u: Tensor, poles: Tensor, state: Tensor | None = None) -> Tensor
     _check_modes(poles)
     _check_input(u, poles, 3, "u")
     _check_state(state, u, poles)
+    T = _power_of_two(math.isqrt(u.shape[-1]), 1, 2 * _MAX_CHUNK)
+    few = max(1, _STATE_ELEMENTS // max(1, 2 * poles.shape[1] * (T + 1)))
+    some = [slice(at, at + few) for at in range(0, max(1, len(poles)), few)]
+    parts = [_state_of_channels(u[:, d], poles[d], None if state is None else state[:, d], T) for d in some]
+    return torch.cat(parts, 1)
+
+
+def _state_of_channels(u: Tensor, poles: Tensor, state: Tensor | None, T: int) -> Tensor:
+    """`modal_state` for so many channels that their tables are small, in chunks of T samples."""
     dtype = _working_dtype(u, poles, state)
     B, D, L = u.shape
     N = poles.shape[1]
-    T = _power_of_two(math.isqrt(L), 1, 2 * _MAX_CHUNK)
-    chunks = max(1, min(-(-L // T), _BLOCK_ELEMENTS // max(1, B * D * (T + 4 * N))))
+    chunks = max(1, min(-(-L // T), _STATE_ELEMENTS // max(1, B * D * (T + 4 * N))))
     powers = _powers(poles, T)
     into_state = _pairs(powers[:, :T].flip(1), dtype)
     across = _powers(powers[:, T], chunks).flip(1).to(_COMPLEX[dtype])  # lambda^(T C) .. lambda^0
