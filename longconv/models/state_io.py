@@ -129,7 +129,9 @@ def save_states(folder: str | os.PathLike[str], kind: str, model: Any, data: Any
     real = {name + _COMPLEX * t.is_complex(): torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
             for name, t in tensors.items()}  # fmt: skip
     with written_whole(folder) as partial:
-        save_file({name: t.detach().cpu().contiguous() for name, t in real.items()}, partial / TENSORS)
+        # Copies, because views of one memory, as states may hold, are refused.
+        layout = torch.contiguous_format
+        save_file({name: t.detach().cpu().clone(memory_format=layout) for name, t in real.items()}, partial / TENSORS)
         text = json.dumps({"kind": kind, "model": fingerprint(model), "data": data})
         (partial / DESCRIPTION).write_text(text, encoding="utf-8")
 
@@ -164,9 +166,11 @@ def load_states(
     for part in ("config", "weights"):
         if saved.get(part) != own[part]:
             raise ValueError(f"{folder} holds states of another model: its {part} differ{'s' * (part == 'config')}")
+    # Copies: those read are where the file is mapped into memory, and aligned to 8 bytes, while complex128 needs 16.
+    copies = {name: t.clone() for name, t in stored.items()}
     tensors = {
         name.removesuffix(_COMPLEX): torch.view_as_complex(t) if name.endswith(_COMPLEX) else t
-        for name, t in stored.items()
+        for name, t in copies.items()
     }
     try:
         return build(data, tensors)

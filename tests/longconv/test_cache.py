@@ -6,7 +6,7 @@ import pytest
 import torch
 from numerics import assert_close
 
-from longconv.models import LongConvCache, LongConvConfig, LongConvForCausalLM
+from longconv.models import LongConvCache, LongConvConfig, LongConvForCausalLM, state_io
 from longconv.models import cache as cache_module
 
 V, N = 37, 24
@@ -238,6 +238,23 @@ def test_files_that_do_not_fit(tmp_path):
             LongConvCache.load(folder, model)
         assert "\n" not in str(caught.value)
     assert json.loads(text)["kind"] == "LongConvCache"
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128, torch.bfloat16, torch.bool])
+def test_tensors_on_disk(dtype, tmp_path):
+    """Bit by bit, and in memory as a complex multiplication wants it, however long the file's header is."""
+    model = build(MODELS["modal"])
+    for n in range(1, 17):
+        tensor = torch.randn(3, 5, dtype=dtype) if dtype.is_complex else torch.randn(3, 5).to(dtype)
+        kept = {"t" * n: tensor, "conjugate": tensor.conj() if dtype.is_complex else tensor, "empty": tensor[:0]}
+        state_io.save_states(tmp_path / "s", "test", model, {"n": n}, kept)
+        data, back = state_io.load_states(tmp_path / "s", "test", model, lambda *loaded: loaded)
+        assert data == {"n": n}
+        assert back.keys() == kept.keys()
+        for name, value in kept.items():
+            assert back[name].dtype == dtype
+            assert torch.equal(back[name], value)
+            assert back[name].data_ptr() % 16 == 0
 
 
 def peak_bytes(run) -> int:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from longconv.distill import distill
 from longconv.models import DecodeEngine, LongConvConfig, LongConvForCausalLM, SamplingOptions
@@ -308,3 +309,24 @@ def test_errors(model):
     with pytest.raises(ValueError, match="nothing would end this request"):
         DecodeEngine(endless, 1).join([1])
     assert len(dict(DecodeEngine(endless, 1).generate([[1]], SamplingOptions(90)))[0].tokens) == 90
+
+
+@pytest.mark.parametrize("width", [0, 8, V])
+def test_a_step_never_looks_at_a_value(served, width):
+    """So that it can be captured in a CUDA graph: nothing goes to Python, no shape depends on data."""
+
+    class Watch(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    engine = DecodeEngine(served, slots=3)
+    engine.join(prompt(5), SamplingOptions(temperature=1.0))
+    with torch.inference_mode(), Watch() as watch:
+        engine._advance(2, width)
+    assert {"embedding", "argmax"} <= watch.seen
+    assert not watch.seen & {"_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero"}
