@@ -9,17 +9,19 @@ prefills, and the run prints how the time of a token after a filled state compar
 """
 
 import functools
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from longconv.experiments.decoding import time_in_turns
 
-from .decode_contestants import CONTESTANTS, DISTILLED, SIZES, Size, build
+from .decode_contestants import CONTESTANTS, DISTILLED, SIZES, Decoder, Size, build
 from .decode_measure import (
     BURST,
     COMPARED_CONTEXT,
@@ -37,6 +39,7 @@ from .decode_measure import (
 from .decode_report import (
     DecodeRow,
     Outcome,
+    Status,
     latest,
     make_row,
     plot_decoding,
@@ -54,19 +57,21 @@ except ImportError as error:
     raise ImportError(f"this benchmark needs {error.name}: pip install 'longconv[bench]'") from error
 
 # What `run` takes by default.
-CPU_SIZES, GPU_SIZES = ("small",), ("125m", "355m", "1.3b")
+CPU_SIZES, GPU_SIZES = ("small",), ("1.3b", "125m", "355m")
+CPU_BATCHES, GPU_BATCHES = ("max", "1", "8"), ("max", "1")
 CPU_CONTEXTS, GPU_CONTEXTS = (256, 1024, 4096, 16384, 65536), (256, 2048, 16384, 65536)
 # The tables need so many columns, which a file has too.
 WIDTH = 110
-# A turn is about so many seconds long. With the largest batch filling the memory takes longer than that, so there are
-# fewer turns.
-SECONDS, ROUNDS, ROUNDS_OF_MOST = 0.3, 7, 3
+# A turn is about so many seconds long, and there are so many. With the largest batch there are fewer, since to fill the
+# memory takes longer than a turn.
+CPU_SECONDS, GPU_SECONDS = 0.3, 0.1
+CPU_ROUNDS, CPU_ROUNDS_OF_MOST, GPU_ROUNDS = 7, 3, 3
 
 
 def run(
     shapes: tuple[str, ...] = (),
     contexts: tuple[int, ...] = (),
-    batches: tuple[str, ...] = ("max", "1", "8"),
+    batches: tuple[str, ...] = (),
     contestants: tuple[str, ...] = CONTESTANTS,
     modes: int = 16,
     dtype: Literal["float32", "bfloat16"] | None = None,
@@ -87,11 +92,12 @@ def run(
     ratios to reach and a PNG at the end.
 
     Args:
-        shapes: sizes of the models, among tiny, small, 125m, 355m, 1.3b; by default small on a CPU, and on a GPU the
-            three last.
+        shapes: sizes of the models, among tiny, small, 125m, 355m, 1.3b; by default small on a CPU, and on a GPU 1.3b,
+            125m and 355m, in that order.
         contexts: tokens before the ones that are timed; by default 256, 1024, 4096, 16384 and 65536 on a CPU, on a GPU
             without 1024 and with 2048 in place of 4096.
-        batches: sequences at a time, numbers or "max" for as many as the memory takes; the most important first.
+        batches: sequences at a time, numbers or "max" for as many as the memory takes, in that order; by default max,
+            1 and 8, on a GPU max and 1.
         contestants: who takes part.
         modes: complex modes of each distilled filter.
         dtype: of weights, activations, keys and values; by default float32 on a CPU, bfloat16 on a GPU. The gate is run
@@ -127,106 +133,167 @@ def run(
         output = Path(tempfile.mkdtemp(prefix="longconv-bench-"), "decode.csv") if output is None else output
     shapes = shapes or (GPU_SIZES if on_gpu else CPU_SIZES)
     contexts = tuple(sorted(set(contexts or (GPU_CONTEXTS if on_gpu else CPU_CONTEXTS))))
+    batches = batches or (GPU_BATCHES if on_gpu else CPU_BATCHES)
     dtype = dtype or ("bfloat16" if on_gpu else "float32")
     state_dtype = state_dtype or ("complex64" if dtype == "bfloat16" else "complex128")
     memory_gb = 2.0 if memory_gb is None and not on_gpu else memory_gb
     output = default_output("decode-cuda" if on_gpu else "decode") if output is None else output
     _check_arguments(shapes, contexts, batches, contestants, modes, memory_gb, threads)
     check_columns(output, DecodeRow)
-    console, begin, rows, wrong = Console(), time.monotonic(), [], []
-    console.width = max(console.width, WIDTH)
     where = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    with cpu_threads(threads) as used:
-        for name in shapes:
-            if time.monotonic() - begin > 60 * minutes:
-                console.print(f"{minutes:g} minutes are over; left out: {name}", style="yellow")
-                continue
-            entrants = _Entrants(
-                SIZES[name], contestants, contexts, modes, (dtype, state_dtype), memory_gb, used, where, console
-            )
-            wrong += entrants.wrong if DISTILLED in entrants.wrong else []
-            for batch in batches:
-                if time.monotonic() - begin > 60 * minutes:
-                    console.print(f"{minutes:g} minutes are over; left out: {name}, batch {batch}", style="yellow")
-                    continue
-                done = _measured(output, entrants, batch) if resume else set()
-                new = entrants.measure(batch, done, smoke)
-                append_rows(output, new)
-                rows += new
-                console.print(f"{name}, batch {batch}: {time.monotonic() - begin:.0f} s", highlight=False)
-            common = entrants.common
-            del entrants
-            return_free_memory()
-        together = latest(read_rows(output, DecodeRow), common) if rows else []
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    gc.collect()
+    gc.freeze()  # what is imported by now need not be looked through whenever memory is measured
+    try:
+        with cpu_threads(threads) as used:
+            plan = Plan(contestants, contexts, modes, (dtype, state_dtype), memory_gb, used, where, smoke)
+            rows, is_wrong = _measure(plan, shapes, batches, minutes, resume, output, console)
+    finally:
+        gc.unfreeze()
+    together = latest(read_rows(output, DecodeRow), plan.setting(SIZES[shapes[0]]))
     print_table(together, console)
     print_targets(targets(together), console)
     plot_decoding(together, output.with_suffix(".png"))
     console.print(f"{len(rows)} rows appended to {output}; drawn in {output.with_suffix('.png')}", soft_wrap=True)
-    if wrong:
+    if is_wrong:
         raise DisagreementError(f"{DISTILLED}: its steps do not give the logits of its forward pass")
     return rows
 
 
-class _Entrants:
-    """The contestants of one size, checked; and what they have in common."""
+@dataclass(frozen=True)
+class Plan:
+    """What `run` was asked for, of every size."""
 
-    def __init__(
-        self, size: Size, names: Sequence[str], contexts: Sequence[int], modes: int, dtypes: tuple[str, str],
-        memory_gb: float | None, threads: int, device: torch.device, console: Console,
-    ) -> None:  # fmt: skip
-        self.size, self.contexts, self.device, self.console = size, contexts, device, console
-        self.wrong: list[str] = []
+    contestants: Sequence[str]
+    contexts: Sequence[int]
+    modes: int
+    dtypes: tuple[str, str]
+    memory_gb: float | None
+    threads: int
+    device: torch.device
+    smoke: bool
+
+    def setting(self, size: Size, memory: float = 0.0) -> dict[str, Any]:
+        """The columns that rows of one size share."""
+        return setting(self.device, self.threads, self.dtypes, size, self.modes, memory / 1e9)
+
+
+def _measure(
+    plan: Plan, shapes: Sequence[str], batches: Sequence[str], minutes: float, resume: bool, output: Path,
+    console: Console,
+) -> tuple[list[DecodeRow], bool]:  # fmt: skip
+    """Measure sizes and batches in order; return the rows, and whether the distilled model was wrong."""
+    begin, rows, is_wrong = time.monotonic(), list[DecodeRow](), False
+
+    def is_late(what: str) -> bool:
+        late = time.monotonic() - begin > 60 * minutes
+        if late:
+            console.print(f"{minutes:g} minutes are over; left out: {what}", style="yellow")
+        return late
+
+    for name in shapes:
+        done = _in_file(output, plan, SIZES[name]) if resume else set()
+        due = {
+            batch: [(n, c) for c in plan.contexts for n in plan.contestants if (batch, n, c) not in done]
+            for batch in batches
+        }
+        if not any(due.values()) or is_late(name):
+            continue
+        entrants = Entrants(SIZES[name], plan, console)
+        is_wrong = is_wrong or entrants.refused.get(DISTILLED) == "wrong"
+        for batch, wanted in due.items():
+            if not wanted or is_late(f"{name}, batch {batch}"):
+                continue
+            new = entrants.measure(batch, wanted)
+            append_rows(output, new)
+            rows += new
+            console.print(f"{name}, batch {batch}: {time.monotonic() - begin:.0f} s", highlight=False)
+        del entrants
+        return_free_memory()
+    return rows, is_wrong
+
+
+def _in_file(output: Path, plan: Plan, size: Size) -> set[tuple[str, str, int]]:
+    """What a file has of this size: batches, contestants and contexts."""
+    if not check_columns(output, DecodeRow):
+        return set()
+    like = plan.setting(size)
+    same = ("size", "modes", "state_dtype")
+    rows = latest(read_rows(output, DecodeRow), like)
+    return {
+        (r.batches, r.contestant, r.context) for r in rows if all(getattr(r, column) == like[column] for column in same)
+    }
+
+
+class Entrants:
+    """The contestants of one size, and what the gate says of them.
+
+    Attributes:
+        refused: the status of those that are not timed, by name.
+    """
+
+    def __init__(self, size: Size, plan: Plan, console: Console) -> None:
+        self.size, self.plan, self.refused = size, plan, dict[str, Status]()
+        self._say = functools.partial(console.print, style="red", markup=False, soft_wrap=True)
         self._memory: dict[Point, Memory] = {}
-        positions = max(*contexts, GATE_LIMIT) + SPARE
-        decoders = build(size, names, modes, GATE_LIMIT, positions, device)
+        device = plan.device
+        positions = max(*plan.contexts, GATE_LIMIT) + SPARE
+        decoders = build(size, plan.contestants, plan.modes, GATE_LIMIT, positions, device)
         self.parameters = {d.name: sum(p.numel() for p in d.model.parameters()) for d in decoders}
         for decoder in decoders:
-            try:
-                check(decoder, size.vocabulary, device)
-            except DisagreementError as error:
-                console.print(f"wrong, so not timed: {error}", style="bold red", markup=False)
-                self.wrong.append(decoder.name)
-        self.decoders = [d for d in decoders if d.name not in self.wrong]
-        compared = {d.name: filled_over_prefilled(d, size.vocabulary, device) for d in self.decoders}
-        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in compared.items())
-        console.print(
-            f"{size.name}: a token after a filled state over one after a prefill of {COMPARED_CONTEXT}: {ratios}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
-        for decoder in self.decoders:
-            decoder.to(*(getattr(torch, dtype) for dtype in dtypes))
-            decoder.allow(2 * max(contexts))
+            self._check(decoder)
+        self.decoders = {d.name: d for d in decoders if d.name not in self.refused}
+        ratios = [
+            f"{name} {filled_over_prefilled(d, size.vocabulary, device):.2f}" for name, d in self.decoders.items()
+        ]
+        line = f"{size.name}: a token after a filled state over one after a prefill of {COMPARED_CONTEXT}: "
+        console.print(line + ", ".join(ratios), soft_wrap=True, highlight=False)
+        for decoder in self.decoders.values():
+            decoder.to(*(getattr(torch, dtype) for dtype in plan.dtypes))
+            decoder.allow(2 * max(plan.contexts))
         return_free_memory()
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-        self.budget = free if memory_gb is None else 1e9 * memory_gb
-        self.common = setting(device, threads, dtypes, size, modes, self.budget / 1e9)
+        self.budget = free if plan.memory_gb is None else 1e9 * plan.memory_gb
 
-    def measure(self, batches: str, done: set[tuple[str, int]], quick: bool) -> list[DecodeRow]:
-        """The rows of one number of sequences, without the contestants and contexts that are `done`."""
-        points = [Point(d, c) for c in self.contexts for d in self.decoders if (d.name, c) not in done]
-        outcomes: dict[Point, Outcome] = {}
-        for point in points:
-            outcomes[point] = self._admit(point, batches)
-        turns: dict[Point, Callable[[], Callable[[], object]]] = {
-            point: functools.partial(start, point, outcome.batch, self.size.vocabulary, self.device)
-            for point, outcome in outcomes.items()
-            if outcome.status == "ok"
-        }
-        rounds = 1 if quick else ROUNDS_OF_MOST if batches == "max" else ROUNDS
+    def measure(self, batches: str, wanted: Sequence[tuple[str, int]]) -> list[DecodeRow]:
+        """The rows of one number of sequences, of these contestants and contexts."""
+        device, vocabulary = self.plan.device, self.size.vocabulary
+        outcomes: dict[tuple[str, int], Outcome] = {}
+        turns: dict[tuple[str, int], Callable[[], Callable[[], object]]] = {}
+        for name, context in wanted:
+            if name in self.refused:
+                outcomes[name, context] = Outcome(self.refused[name], 0)
+                continue
+            point = Point(self.decoders[name], context)
+            outcomes[name, context] = outcome = self._admit(point, batches)
+            if outcome.status == "ok":
+                turns[name, context] = functools.partial(start, point, outcome.batch, vocabulary, device)
+        on_gpu = device.type == "cuda"
+        rounds = GPU_ROUNDS if on_gpu else CPU_ROUNDS_OF_MOST if batches == "max" else CPU_ROUNDS
+        seconds = GPU_SECONDS if on_gpu else CPU_SECONDS
         with torch.inference_mode():
-            times = time_in_turns(turns, rounds, BURST, self.device, seconds=SECONDS)
+            times = time_in_turns(turns, 1 if self.plan.smoke else rounds, BURST, device, seconds=seconds)
         return_free_memory()
-        wrong = [(name, c, Outcome("wrong", 0)) for name in self.wrong for c in self.contexts if (name, c) not in done]
-        measured = [(p.decoder.name, p.context, outcome) for p, outcome in outcomes.items()]
-        by_name = {(p.decoder.name, p.context): ms for p, ms in times.items()}
+        common = self.plan.setting(self.size, self.budget)
         return [
-            make_row(self.common, name, self.parameters[name], c, batches, outcome, by_name.get((name, c), []))
-            for name, c, outcome in measured + wrong
+            make_row(common, key[0], self.parameters[key[0]], key[1], batches, outcome, times.get(key, []))
+            for key, outcome in outcomes.items()
         ]
+
+    def _check(self, decoder: Decoder) -> None:
+        try:
+            check(decoder, self.size.vocabulary, self.plan.device)
+        except DisagreementError as error:
+            self.refused[decoder.name] = "wrong"
+            self._say(f"wrong, so not timed: {error}")
+        except Exception as error:  # transformers may raise whatever it likes; the others go on without it
+            self.refused[decoder.name] = "failed"
+            self._say(f"failed, so not timed: {decoder.name}: {type(error).__name__}: {error}")
 
     def _admit(self, point: Point, batches: str) -> Outcome:
         """Find the batch, and run it once."""
-        vocabulary, device = self.size.vocabulary, self.device
+        vocabulary, device = self.size.vocabulary, self.plan.device
         if point not in self._memory:
             self._memory[point] = measure_memory(*point, vocabulary, self.budget, device)
         memory = self._memory[point]
@@ -234,21 +301,7 @@ class _Entrants:
         batch = most if batches == "max" else int(batches)
         if not 1 <= batch <= most:
             return Outcome("does not fit", 0, state_bytes=memory.state, shared_bytes=memory.shared)
-        say = functools.partial(self.console.print, style="red", markup=False, soft_wrap=True)
-        return admit(point, batch, memory, vocabulary, device, say)
-
-
-def _measured(output: Path, entrants: _Entrants, batches: str) -> set[tuple[str, int]]:
-    """What the file has of this size and batch: contestants and contexts."""
-    if not check_columns(output, DecodeRow):
-        return set()
-    rows = latest(read_rows(output, DecodeRow), entrants.common)
-    mine = (row for row in rows if (row.size, row.batches) == (entrants.size.name, batches))
-    return {
-        (row.contestant, row.context)
-        for row in mine
-        if all(getattr(row, n) == entrants.common[n] for n in ("modes", "state_dtype"))
-    }
+        return admit(point, batch, memory, vocabulary, device, self._say)
 
 
 def _check_arguments(

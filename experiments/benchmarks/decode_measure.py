@@ -1,5 +1,6 @@
 """What `longconv bench decode` does with its contestants: the gate, memory, the largest batch, time."""
 
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,7 +57,8 @@ def _check_replay(decoder: Decoder, ids: Tensor, expected: Tensor) -> None:
     """Compare the logits of the last of ids (B, L), made by a CUDA graph."""
     Token(decoder, decoder.prefill(ids[:, :-1], SPARE), ids[:, -1])()  # so that nothing is loaded while it is recorded
     token = Token(decoder, decoder.prefill(ids[:, :-1], SPARE), ids[:, -1])
-    token.capture()
+    if not token.try_capture():
+        return
     token()
     assert token.logits is not None
     compare_results(f"{decoder.name}, replayed", (token.logits,), (expected,), torch.float32)
@@ -99,13 +101,19 @@ def measure_memory(decoder: Decoder, context: int, vocabulary: int, budget: floa
     The state by its tensors' memory; the rest as the growth, at its peak, of what the device has allocated (on a GPU)
     or of the resident set (on a CPU), while a state is filled and two tokens are made.
     """
-    state, shared = bytes_of(decoder.fill(1, context, SPARE), 1)
+    try:
+        state, shared = bytes_of(decoder.fill(1, context, SPARE), 1)
+    except torch.OutOfMemoryError:
+        return Memory(None, None, math.inf)
     trial = int(max(1, min(TRIAL, (budget - shared) / state // 4)))
     if shared + trial * state > budget:
         return Memory(state, shared, state)
     ids = _tokens((trial,), vocabulary, device)
-    _two_tokens(decoder, ids[:1], context)  # what is loaded and built on the first call is not the batch's
-    peak = peak_of(lambda: _two_tokens(decoder, ids, context), device)
+    try:
+        _two_tokens(decoder, ids[:1], context)  # what is loaded and built on the first call is not the batch's
+        peak = peak_of(lambda: _two_tokens(decoder, ids, context), device)
+    except torch.OutOfMemoryError:
+        return Memory(state, shared, math.inf)
     each = state if peak is None else max(state, (1e6 * peak - shared) / trial)
     return Memory(state, shared, each)
 
@@ -202,16 +210,23 @@ class Token:
         """As in the results file."""
         return "eager" if self._graph is None else "replayed"
 
-    def capture(self) -> None:
-        """Record a token into a CUDA graph, without making it; a call then makes it, and `logits` are its.
+    def try_capture(self) -> bool:
+        """Record a token into a CUDA graph, without making it; whether that could be done.
 
-        If it is called again it makes the token at the same position of a cache, which takes the same time.
+        A call then makes it, and `logits` are its. If it is called again it makes the token at the same position of a
+        cache, which takes the same time. After a failure the state is of no use.
         """
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self()
+        try:
+            with torch.cuda.graph(graph):
+                self()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # something in it cannot be recorded
+            return False
         self._graph = graph
+        return True
 
 
 @torch.inference_mode()
@@ -225,11 +240,7 @@ def start(point: Point, batch: int, vocabulary: int, device: torch.device) -> To
     if device.type != "cuda" or not decoder.fixed_step:
         return token
     token()  # libraries are loaded, and kernels chosen, before anything is recorded
-    try:
-        token.capture()
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # something in it cannot be recorded
+    if not token.try_capture():
         del token
         return_free_memory()
         token = Token(decoder, decoder.fill(batch, context, SPARE), ids)

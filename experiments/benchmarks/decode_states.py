@@ -18,18 +18,18 @@ from longconv.layers.hyena import HyenaState
 from longconv.layers.long_conv import HistoryState, RecurrentState
 from longconv.state import Constant, GrowingBuffer, map_tensors
 
-# Random numbers that are drawn; longer tensors repeat them.
-DRAWN = 2**20
+# Random numbers that are drawn; longer tensors repeat them. On a CPU they stay in cache, elsewhere launches cost more.
+DRAWN, DRAWN_ELSEWHERE = 2**20, 2**26
 # Taps of synthetic filters fall to exp(-DECAY) at their end, as those of trained ones do, well above denormal numbers.
 DECAY = 5.0
 
 
-def fill_(t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def fill_(t: Tensor) -> Tensor:
     """Fill a floating-point or complex tensor with normal numbers, the same ones over and over if it is long."""
     flat = (torch.view_as_real(t) if t.is_complex() else t).view(-1)
-    drawn = torch.randn(min(DRAWN, flat.numel()), generator=generator, dtype=torch.float32, device=t.device)
-    for start in range(0, flat.numel(), DRAWN):
-        piece = flat[start : start + DRAWN]
+    count = min(flat.numel(), DRAWN if t.device.type == "cpu" else DRAWN_ELSEWHERE)
+    drawn = torch.randn(count, dtype=torch.float32, device=t.device)
+    for piece in flat.split(max(1, count)):
         piece.copy_(drawn[: piece.numel()])
     return t
 
