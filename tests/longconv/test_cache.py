@@ -140,7 +140,7 @@ def test_crop_keeps_its_word():
 
 
 @pytest.mark.parametrize("kind", ["hyena", "modal", "hybrid"])
-@pytest.mark.parametrize("length", [1, 5, 150])
+@pytest.mark.parametrize("length", [1, 150])
 def test_assisted_generation_is_greedy_generation(kind, length):
     model, draft = build(MODELS[kind]), build(MODELS[kind])
     with torch.no_grad():
@@ -153,7 +153,6 @@ def test_assisted_generation_is_greedy_generation(kind, length):
     for options in (
         {"assistant_model": draft},
         {"assistant_model": draft, "prefill_chunk_size": 7},
-        {"assistant_model": model},
         {"prompt_lookup_num_tokens": 4},
     ):
         calls.clear()
