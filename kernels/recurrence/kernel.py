@@ -83,8 +83,8 @@ def _kernel(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -
     few = max(1, _TABLE_ELEMENTS // max(1, 2 * N * (math.isqrt(length) + 1)))
     if few >= D:
         return _of_channels(poles, residues, passthrough, length)
-    parts = (x.split(few) for x in (poles, residues, passthrough))
-    kernels = (_of_channels(*part, length) for part in zip(*parts, strict=True))
+    parts = zip(poles.split(few), residues.split(few), passthrough.split(few), strict=True)
+    kernels = (_of_channels(*part, length) for part in parts)
     if torch.is_grad_enabled():
         return torch.cat(list(kernels))
     out = torch.empty(D, length, dtype=_working_dtype(poles, residues, passthrough), device=poles.device)
@@ -102,7 +102,7 @@ def _of_channels(poles: Tensor, residues: Tensor, passthrough: Tensor, length: i
     T, inner, outer = _split_powers(poles, taps)
     outer = residues.to(torch.complex128)[:, None] * outer
     kernel = torch.bmm(_pairs(outer.conj(), dtype), _pairs(inner[:, :T], dtype).mT)
-    return torch.cat([first, kernel.reshape(D, -1)[:, :taps]], dim=-1)
+    return torch.cat([first, kernel.flatten(1)[:, :taps]], dim=-1)
 
 
 def _split_powers(poles: Tensor, taps: int) -> tuple[int, Tensor, Tensor]:

@@ -24,8 +24,8 @@ from .dispatch import takes_triton
 from .layout import ModeLayout
 from .scan import _check_device, _check_input, _check_modes, _check_state, _without_autocast
 
-# Batch rows are taken so many modes at a time, which bounds the scratch memory of a step.
-_BLOCK_MODES = 1 << 18
+# Batch rows are taken so many modes at a time: what a step writes besides the state stays in cache.
+_BLOCK_MODES = 1 << 17
 
 
 def modal_step(

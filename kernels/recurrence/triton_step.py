@@ -158,7 +158,7 @@ def modal_step_(
     y = torch.empty(u_t.shape, dtype=u_t.dtype, device=u_t.device)
     arguments = _modes(poles, readout, passthrough, state, layout)
     arguments |= {"u": u_t, "u_b": u_t.stride(0), "u_d": u_t.stride(1), "y": y}
-    _launch(modal_step_kernel, arguments, *u_t.shape, {})
+    _launch(modal_step_kernel, arguments, u_t.shape[0], u_t.shape[1], {})
     return y
 
 

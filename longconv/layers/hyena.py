@@ -20,7 +20,7 @@ from .long_conv import (
     long_conv,
     long_conv_step,
     long_conv_step_,
-    modes_and_layout,
+    recurrence,
 )
 
 
@@ -172,9 +172,9 @@ class Hyena(Mixer):
         u, filter = self.in_proj(x_t), self.long_filters[0]
         dropping = self.training and self.dropout.p > 0
         if self.order == 2 and isinstance(filter, RecurrentFilter) and not dropping:
-            modes, layout = modes_and_layout(filter, state.long[0])
-            taps = self.short_weight, self.short_bias
-            y = hyena_step_(u, state.short, *taps, *modes, self.skip[0], state.long[0].state, layout)
+            poles, residues, passthrough, inner, layout = recurrence(filter, state.long[0])
+            around = u, state.short, self.short_weight, self.short_bias
+            y = hyena_step_(*around, poles, residues, passthrough, self.skip[0], inner, layout)
             state.position += 1
             return self.out_proj(y)
         u, short = short_conv_step(u, state.short, self.short_weight, self.short_bias)

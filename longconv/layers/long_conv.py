@@ -186,13 +186,13 @@ def long_conv_step_(filter: Any, u_t: Tensor, skip: Tensor | None, state: Histor
     return y if skip is None else y + skip.to(y.dtype) * u_t
 
 
-def modes_and_layout(
+def recurrence(
     filter: RecurrentFilter, state: HistoryState | RecurrentState
-) -> tuple[tuple[Tensor, Tensor, Tensor], ModeLayout | None]:
-    """Poles, residues and pass-through of a step, and where each channel's modes are if there is no padding."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, ModeLayout | None]:
+    """What the recurrence of a step takes: poles, residues, pass-through, the state's tensor, and the modes' layout."""
     assert isinstance(state, RecurrentState)
     modes = stream_modes(filter, state)
-    return modes[:3], modes.layout if isinstance(modes, PackedModes) else None
+    return *modes[:3], state.state, modes.layout if isinstance(modes, PackedModes) else None
 
 
 def stream_modes(filter: Any, state: RecurrentState) -> Any:
@@ -235,8 +235,10 @@ def _for_mode(filter: Any, state: Any) -> Any:
         if not isinstance(filter, RecurrentFilter):
             return RecurrentState(state.state, Constant(filter.prepare_step()))
         modes = filter.prepare_stream()
-        fits = state.state.shape[1:] == modes.poles.shape or not isinstance(modes, PackedModes)
-        return RecurrentState(state.state if fits else modes.layout.pack(state.state), Constant(modes))
+        inner = state.state
+        if isinstance(modes, PackedModes) and inner.dim() == 3:
+            inner = modes.layout.pack(inner)
+        return RecurrentState(inner, Constant(modes))
     if isinstance(state, HistoryState) and isinstance(state.past, GrowingBuffer):
         finite = support(filter)
         kernel = filter(filter.max_length if finite is None else finite)

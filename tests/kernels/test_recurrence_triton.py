@@ -73,16 +73,13 @@ def test_sizes_of_one_compile(monkeypatch):
 @pytest.mark.slow
 @needs_no_gpu
 def test_every_variant_for_every_target(monkeypatch):
-    cases, dtypes = [], (torch.float32, torch.float16, torch.bfloat16)
+    cases, dtypes = [], itertools.cycle((torch.float32, torch.float16, torch.bfloat16))
     sizes = [(1, 768, 16), (1, 64, 4), (3, 768, 1), (8, 2048, 64), (64, 768, 16), (64, 768, 2)]
-    for (size, K), dtype, state, packed in itertools.product(
-        zip(sizes, (3, 4, 3, 16, 3, 1), strict=True),
-        dtypes,
-        (torch.complex64, torch.complex128),
-        (False, True),
+    for (size, K), state, packed in itertools.product(
+        zip(sizes, (3, 4, 3, 16, 3, 1), strict=True), (torch.complex64, torch.complex128), (False, True)
     ):
         if size[2] > 1 or not packed:
-            cases += launches(monkeypatch, dtype, state, size, K, packed)
+            cases += launches(monkeypatch, next(dtypes), state, size, K, packed)
     assert_fits(compile_all(cases))
 
 

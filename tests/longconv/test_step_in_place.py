@@ -139,6 +139,16 @@ def test_in_half_precision_recurrences_stay_wide(variant):
     assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
 
 
+@static
+def test_autocast(variant):
+    layer, x = make(variant), torch.randn(2, 10, D)
+    with torch.no_grad():
+        expected, state = layer(x), layer.init_state(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = torch.stack([layer.step_(x_t, state) for x_t in x.unbind(1)], 1)
+    assert torch.linalg.vector_norm(y - expected) < 0.1 * torch.linalg.vector_norm(expected)
+
+
 def test_modes_are_no_part_of_a_clone():
     layer = make("hyena-modal")
     with torch.no_grad():
