@@ -8,7 +8,7 @@ predictions.
 from .compare import Agreement, Recorded, compare
 from .fit import METHODS, distill_filter
 from .fit_report import FitReport
-from .hankel import hankel_realisation, hankel_singular_values
+from .hankel import hankel_singular_values
 from .model import distill
 from .report import DistillReport, LayerFit
 
@@ -22,6 +22,5 @@ __all__ = [
     "compare",
     "distill",
     "distill_filter",
-    "hankel_realisation",
     "hankel_singular_values",
 ]

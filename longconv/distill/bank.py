@@ -7,7 +7,6 @@ Shapes: D filters, L taps, M = L - 1 of them after lag 0, N modes. A mode is a c
 with positive imaginary part is kept (2 real states), or a real pole (1 real state).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -42,7 +41,7 @@ class Bank:
         section: leading singular values and what ERA needs of the vectors (`hankel_sections`).
         rank: (D,) numerical rank, which no order exceeds.
         eps: rounding of `dtype`.
-        poles, used: (D, N) complex128 and bool.
+        poles, residues, used: (D, N) complex128 and bool.
         error: (D,) relative L2 error with them.
     """
 
@@ -53,6 +52,7 @@ class Bank:
         self.section: Section = hankel_sections(k, max_order + 1, thorough=thorough)
         self.rank = numerical_rank(k, self.section.sigma)
         self.poles = torch.zeros(len(k), 0, dtype=torch.complex128, device=k.device)
+        self.residues = torch.zeros_like(self.poles)
         self.used = torch.zeros(len(k), 0, dtype=torch.bool, device=k.device)
         # Without states the error is everything after lag 0.
         self.error = ratio(torch.linalg.vector_norm(self.g, dim=-1), self.norm)
@@ -73,11 +73,16 @@ class Bank:
         return torch.full_like(self.norm, torch.finfo(self.k.dtype).eps)
 
     def stable(self, poles: Tensor) -> Tensor:
-        """Move poles that are not inside the circle of `ModalFilter` radially onto it; real ones are made exactly so."""
-        poles = torch.where(poles.imag.abs() <= _REAL * poles.abs(), poles.real + 0j, poles)
+        """The poles as parameters of `dtype` give them, moved radially onto the circle of `ModalFilter` if not inside.
+
+        Of a conjugate pair the one with positive imaginary part; real poles exactly so.
+        """
+        real = poles.imag.abs() <= _REAL * poles.abs()
         poles = torch.where(poles.imag < 0, poles.conj(), poles)
-        radius, limit = poles.abs(), math.exp(-self.eps)
-        return torch.where(radius > limit, poles * (limit / radius), poles)
+        h_0 = torch.zeros(len(poles), dtype=torch.float64, device=poles.device)
+        # Rounding is elementwise, so these are the poles of the final filter.
+        poles = ModalFilter.from_modes(poles, torch.zeros_like(poles), h_0, dtype=self.dtype).poles.detach()
+        return torch.where(real, poles.real + 0j, poles)
 
     def offer(self, rows: Tensor, poles: Tensor, used: Tensor, *, tol: float | None = None) -> Tensor:
         """Take the poles (len(rows), N) for those `rows` of the bank where they fit better than what it has.
@@ -86,41 +91,35 @@ class Bank:
         (len(rows),) of the poles offered.
         """
         poles = self.stable(poles)
-        residual = fit_residues(poles, used, self.g[rows], self.eps)[1]
+        residues, residual = fit_residues(poles, used, self.g[rows], self.eps)
         error = ratio(residual, self.norm[rows])
         better = error < self.error[rows]
         if tol is not None:
             fewer = count_states(poles, used) < self.order[rows]
             better = torch.where(error <= tol, (self.error[rows] > tol) | fewer, better & (self.error[rows] > tol))
         chosen = rows[better]
-        wider = poles.shape[1] - self.poles.shape[1]
-        if wider > 0:
-            self.poles = torch.nn.functional.pad(self.poles, (0, wider))
-            self.used = torch.nn.functional.pad(self.used, (0, wider))
-        wider = max(0, -wider)
-        self.poles[chosen] = torch.nn.functional.pad(poles[better], (0, wider))
-        self.used[chosen] = torch.nn.functional.pad(used[better], (0, wider))
+        width = max(poles.shape[1], self.poles.shape[1])
+        for name, new in (("poles", poles), ("residues", residues), ("used", used)):
+            values = widen(getattr(self, name), width)
+            values[chosen] = widen(new[better], width)
+            setattr(self, name, values)
         self.error[chosen] = error[better]
         return error
 
     def finish(self) -> tuple[Tensor, Tensor, FitReport]:
-        """The modes, slowest first, with the best residues for them as `ModalFilter` rounds them, and their report."""
-        self._drop_unused()
-        h_0 = self.k[:, 0]
-        # Rounding is elementwise, so that these are the poles of the final filter.
-        modal = ModalFilter.from_modes(self.poles, torch.zeros_like(self.poles), h_0, dtype=self.dtype)
-        rounded = torch.where(self.poles.imag == 0, modal.poles.detach().real + 0j, modal.poles.detach())
-        residues = fit_residues(rounded, self.used, self.g, self.eps)[0]
+        """The modes, poles and residues (D, N), slowest first, and the report on the filter they make."""
         index = torch.where(self.used, self.poles.abs(), -1.0).argsort(dim=-1, descending=True, stable=True)
+        index = index[:, : int(self.used.sum(-1).max()) if len(index) else 0]
         used = self.used.gather(-1, index)
         poles = torch.where(used, self.poles.gather(-1, index), 0.0)
-        residues = torch.where(used, residues.gather(-1, index), 0.0)
-        modal = ModalFilter.from_modes(poles, residues, h_0, dtype=self.dtype)
+        residues = torch.where(used, self.residues.gather(-1, index), 0.0)
+        modal = ModalFilter.from_modes(poles, residues, self.k[:, 0], dtype=self.dtype)
         return poles, residues, FitReport.of(modal, self.order, used.sum(-1), self.k, self.section.sigma, self.rank)
 
-    def _drop_unused(self) -> None:
-        keep = self.used.any(0)
-        self.poles, self.used = self.poles[:, keep], self.used[:, keep]
+
+def widen(x: Tensor, width: int) -> Tensor:
+    """Add columns of zeros to (D, N), up to `width`."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
 def count_states(poles: Tensor, used: Tensor) -> Tensor:

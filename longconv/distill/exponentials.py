@@ -1,9 +1,9 @@
 """Inner products of damped exponentials with each other and with taps, without forming them.
 
 What makes fitting many poles to many taps cheap: the inner products of lambda_n^t, t lambda_n^t, ... are sums of z^t,
-t z^t and t^2 z^t over the taps, with z = lambda_n lambda_m or its conjugate partner, O(N^2 log M) by doubling instead of
-O(N^2 M); and what they make of a residual comes from exponents split in two, O(N M). Normal equations lose half of the
-digits; residuals computed in the time domain and solved for once more give them back.
+t z^t and t^2 z^t over the taps, with z = lambda_n lambda_m or its conjugate partner, O(N^2 log M) by doubling instead
+of O(N^2 M); and what they make of a residual comes from exponents split in two, O(N M). Normal equations lose half of
+the digits; residuals computed in the time domain and solved for once more give them back.
 
 Shapes: D filters, M taps (after lag 0), N modes. Real columns stand as (Re f, Re i f), 2N of them.
 """
@@ -33,26 +33,25 @@ class Exponentials:
         self.T = T = max(1, 1 << (math.isqrt(count).bit_length() - 1))
         inner = geometric(poles, T + 1).mT  # (D, T + 1, N)
         self.outer = geometric(inner[:, T], -(-count // T)).mT  # (D, C, N)
-        pairs = torch.view_as_real(inner[:, :T].contiguous()).flatten(-2)  # (D, T, 2N)
-        b = torch.arange(T, dtype=pairs.dtype, device=poles.device)[:, None]
-        self.inner, self.sloped = pairs, torch.cat([pairs, b * pairs], dim=-1)
+        self.inner = torch.view_as_real(inner[:, :T].contiguous()).flatten(-2)  # (D, T, 2N)
 
     def model(self, residues: Tensor) -> Tensor:
         """Re sum_n R_n lambda_n^t: (D, M)."""
         left = torch.view_as_real((residues[:, None] * self.outer).conj().resolve_conj()).flatten(-2)
         return torch.bmm(left, self.inner.mT).flatten(1)[:, : self.count]
 
-    def correlate(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_t r_t lambda^t and sum_t t r_t lambda^t, (D, N) each, of r (D, M)."""
+    def correlate(self, r: Tensor, slope: bool = False) -> Tensor:
+        """sum_t r_t lambda^t, or with `slope` sum_t t r_t lambda^t, (D, N), of r (D, M)."""
         C, T = self.outer.shape[1], self.T
         r = torch.nn.functional.pad(r, (0, C * T - self.count)).view(-1, C, T)
-        sums = torch.view_as_complex(torch.bmm(r, self.sloped).unflatten(-1, (-1, 2)))
-        plain, sloped = sums.chunk(2, dim=-1)
+        if not slope:
+            return (self.outer * torch.view_as_complex(torch.bmm(r, self.inner).unflatten(-1, (-1, 2)))).sum(1)
+        b = torch.arange(T, dtype=r.dtype, device=r.device)
         a = T * torch.arange(C, dtype=r.dtype, device=r.device)[:, None]
-        return (self.outer * plain).sum(1), (self.outer * (a * plain + sloped)).sum(1)
+        return (self.outer * torch.view_as_complex(torch.bmm((a + b) * r, self.inner).unflatten(-1, (-1, 2)))).sum(1)
 
     def sums(self, slopes: bool) -> tuple[Tensor, ...]:
-        """sum_t z^t, and with `slopes` sum_t t z^t and sum_t t^2 z^t: (D, N, 2N), the products without and with conj."""
+        """`power_sums` of lambda_n lambda_m and of lambda_n conj(lambda_m), side by side: (D, N, 2N) each."""
         lam = self.poles
         return power_sums(lam[:, :, None] * torch.cat([lam, lam.conj()], dim=1)[:, None], self.count, slopes)
 
@@ -78,11 +77,13 @@ class Normal:
         """Coefficients (D, 2N) from inner products with the columns (D, 2N)."""
         return torch.cholesky_solve((rhs / self.norm)[..., None], self.factor)[..., 0] / self.norm
 
-    def fit(self, basis: Exponentials, g: Tensor, residues: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
-        """Improve residues (D, N) towards the least-squares fit of g (D, M): residues, and what is left of g."""
-        left = g - basis.model(residues)
+    def fit(
+        self, basis: Exponentials, g: Tensor, residues: Tensor, sweeps: int, left: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Improve residues (D, N) towards the least-squares fit of g (D, M): residues, and what is `left` of g."""
+        left = g - basis.model(residues) if left is None else left
         for _ in range(sweeps):
-            residues = residues + to_complex(self.solve(pair(basis.correlate(left)[0]) * basis.columns))
+            residues = residues + to_complex(self.solve(pair(basis.correlate(left)) * basis.columns))
             left = g - basis.model(residues)
         return residues, left
 
@@ -98,7 +99,7 @@ def to_complex(c: Tensor) -> Tensor:
 
 
 def inner_products(Q: Tensor, P: Tensor) -> Tensor:
-    """Of the columns (Re f, Re i f) with (Re h, Re i h), from Q = sum f h and P = sum f conj(h): (D, N, N) -> (2N, 2N)."""
+    """Of columns (Re f, Re i f) with (Re h, Re i h): (D, 2N, 2N), from Q = sum f h and P = sum f conj(h), (D, N, N)."""
     top = torch.cat([Q.real + P.real, P.imag - Q.imag], dim=-1)
     bottom = torch.cat([-P.imag - Q.imag, P.real - Q.real], dim=-1)
     return torch.cat([top, bottom], dim=1) * 0.5

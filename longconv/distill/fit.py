@@ -9,14 +9,19 @@ from torch import Tensor
 
 from longconv.filters.modal import ModalFilter
 
+from .balanced import balanced
 from .bank import Bank, map_parallel, pieces_of
 from .best import best
 from .fit_report import FitReport, error_bound
+from .gradient import gradient
 from .hankel import check_taps, hankel
+from .rational import rational
 
 #: Offers poles to a bank: `method(bank, rows, order (len(rows),), tol=None, **options)`.
 Method = Callable[..., None]
-METHODS: dict[str, Method] = {"best": best, "hankel": hankel}
+METHODS: dict[str, Method] = {
+    "balanced": balanced, "best": best, "gradient": gradient, "hankel": hankel, "rational": rational
+}  # fmt: skip
 # Those whose poles are no better than the singular vectors they are made of.
 _THOROUGH = ("hankel",)
 
@@ -29,6 +34,7 @@ def distill_filter(
     tol: float | None = None,
     max_order: int = 64,
     dtype: torch.dtype | None = None,
+    progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> tuple[ModalFilter, FitReport]:
     """Fit each filter of a bank by a stable modal recurrence, and say how well.
@@ -43,11 +49,15 @@ def distill_filter(
         method: one of `METHODS`:
             "best": the better of "hankel" and a pursuit, polished by variable projection (best.py);
             "hankel": singular vectors of the Hankel matrix, ERA (hankel.py);
+            "balanced": truncation of a fit with more states (balanced.py);
+            "rational": AAA on the frequency response (rational.py);
+            "gradient": the published descent from random poles (gradient.py).
         order: real states of every filter, or (D,) integers (an upper limit: see `FitReport.order` for those used).
             Or else
         tol: relative L2 error to reach; each filter then gets the smallest order found to reach it, up to
         max_order: the limit with `tol`.
         dtype: float32 or float64, of the filter's parameters; default float64 for float64 taps, else float32.
+        progress: called with the number of filters that are done, as they are.
         options: of the method.
 
     Returns:
@@ -66,15 +76,21 @@ def distill_filter(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}")
 
+    widest, done = int(orders.max()) if len(orders) else 0, []
+
     def fit(rows: Tensor) -> tuple[Tensor, Tensor, FitReport]:
         limit = orders[rows].to(k.device)
-        bank = Bank(k[rows], int(limit.max()) if len(rows) else 0, dtype, thorough=method in _THOROUGH)
+        bank = Bank(k[rows], widest, dtype, thorough=method in _THOROUGH)
         limit = torch.minimum(limit, bank.rank)
         if tol is None:
             METHODS[method](bank, bank.every, limit, **options)
         else:
             _fit_to(bank, method, limit, tol, options)
-        return bank.finish()
+        result = bank.finish()
+        if progress is not None:
+            done.extend(rows.tolist())
+            progress(len(done))
+        return result
 
     pieces = pieces_of(torch.arange(len(k)))
     poles, residues, reports = zip(*map_parallel(fit, pieces), strict=True)
@@ -88,7 +104,7 @@ def distill_filter(
 
 
 def _fit_to(bank: Bank, method: str, limit: Tensor, tol: float, options: dict[str, Any]) -> None:
-    """Find for each filter the smallest order that the method reaches `tol` with; the best of `limit` where none does."""
+    """Find for each filter the smallest order that reaches `tol`, or the best of at most `limit` where none does."""
     if not len(limit):
         return
     # Orders that the bound excludes need no trial.

@@ -24,8 +24,8 @@ class FitReport:
       `error_bound` = sqrt(sum_{i > d} sigma_i^2) / (sqrt(columns of H) ||k||_2), because ||H(e)||_F^2 counts each
       tap of e at most that many times. Loose by up to that square root.
     - `hankel_error` = ||H(k - k_hat)||_2 / ||H(k)||_2 (lag 0 excluded), at least
-      `hankel_bound` = sigma_{d+1} / sigma_1. The numerator is computed by iteration, from below, typically to a few
-      per cent.
+      `hankel_bound` = sigma_{d+1} / sigma_1. Above 255 taps the numerator comes from an iteration, from below,
+      typically to a few per cent.
 
     The bounds use the computed singular values, which never exceed the true ones, less an allowance for rounding.
 
@@ -88,6 +88,11 @@ class FitReport:
         """The report on several banks of filters with equally many taps, as one."""
         names = [field.name for field in dataclasses.fields(cls) if field.name != "length"]
         return cls(reports[0].length, **{name: torch.cat([getattr(r, name) for r in reports]) for name in names})
+
+    def __getitem__(self, rows: slice) -> "FitReport":
+        """The report on some of the filters."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return FitReport(**{name: v[rows] if isinstance(v, Tensor) else v for name, v in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python numbers and lists, for JSON."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .bank import Bank, from_eigenvalues, map_parallel, pieces_of
-from .fit_report import FitReport, error_bound, numerical_rank, ratio  # noqa: F401
+from .fit_report import error_bound, ratio
 from .hankel_svd import hankel_sections
 
 _FALLBACK_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
@@ -58,7 +58,7 @@ def hankel(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None)
     small poles are tried too, so that the error is nearly monotone in the order.
     """
     error, unstable = _offer(bank, rows, order, tol=tol)
-    expected = _expected(bank, rows, order)
+    expected = expected_error(bank, rows, order)
     doubtful = (unstable | (error > _SUSPECT * expected)) & (error > _DONE * bank.eps)
     if tol is not None:
         doubtful &= error > tol
@@ -83,8 +83,8 @@ def _offer(
     return bank.offer(rows, *from_eigenvalues(values, present), tol=tol), unstable
 
 
-def _expected(bank: Bank, rows: Tensor, order: Tensor) -> Tensor:
-    """`error_bound`, with the singular values not computed added through ||H||_F: an estimate, no bound."""
+def expected_error(bank: Bank, rows: Tensor, order: Tensor) -> Tensor:
+    """Of ERA: `error_bound`, with the singular values not computed added through ||H||_F. An estimate, no bound."""
     g, sigma, norm = bank.g[rows], bank.section.sigma[rows], bank.norm[rows]
     M = g.shape[1]
     # ||H||_F^2 counts each tap once per place on its antidiagonal.
@@ -143,9 +143,3 @@ def check_taps(k: Tensor) -> None:
         raise ValueError(f"k must be a real tensor (D, L) with L >= 1, got {k.dtype} {tuple(k.shape)}")
     if not k.isfinite().all():
         raise ValueError("k must be finite")
-
-
-def hankel_realisation(k, **options):  # type: ignore[no-untyped-def]
-    from .fit import distill_filter
-
-    return distill_filter(k, "hankel", **options)

@@ -15,6 +15,7 @@ from torch import Tensor
 BLOCK_ELEMENTS = 1 << 20  # float64 elements in flight: channels are worked through in blocks
 _DENSE_ROWS = 128  # up to here a dense SVD is faster than the iteration
 _OVERSAMPLE = 12
+_OVERSAMPLE_QUICK = 5
 _FIRST = 24  # vectors to begin with: many a filter is of lower rank than what is asked for
 _ROUNDS = 4  # at most, of H^T then H, after the first H
 
@@ -22,7 +23,7 @@ _ROUNDS = 4  # at most, of H^T then H, after the first H
 class Section(NamedTuple):
     """What is known of the Hankel matrices of D filters.
 
-    `sigma` (D, n) are the singular values, largest first. Of left singular vectors U (m, l), l <= n + 12, `shift`
+    `sigma` (D, n) are the singular values, largest first. Of left singular vectors U (m, l), l >= n, `shift`
     (D, l, l) is U[:-1]^T U[1:] and `last_row` (D, l) the last row: all that ERA needs.
     """
 
@@ -40,7 +41,7 @@ def hankel_sections(k: Tensor, n: int, *, thorough: bool = True) -> Section:
     g = k[:, 1:].double()
     D, M = g.shape
     q = M - M // 2 if M else 0
-    width = min(n + _OVERSAMPLE, q)
+    width = min(n + (_OVERSAMPLE if thorough else _OVERSAMPLE_QUICK), q)
     out = Section(g.new_zeros(D, n), g.new_zeros(D, width, width), g.new_zeros(D, width))
     if M == 0 or D == 0:
         return out
@@ -61,28 +62,32 @@ def hankel_sections(k: Tensor, n: int, *, thorough: bool = True) -> Section:
     return out
 
 
-def hankel_norm(g: Tensor, steps: int = 16) -> Tensor:
-    """The largest singular value of each H (D,), from below, by Lanczos on H^T H; g (D, M) are the taps after lag 0."""
+def hankel_norm(g: Tensor, steps: int = 10) -> Tensor:
+    """The largest singular value of each H (D,); g (D, M) are the taps after lag 0.
+
+    Above 255 taps by Lanczos on H^T H, which comes close from below.
+    """
     D, M = g.shape
     if D == 0 or M == 0:
         return g.new_zeros(D)
     q = M - M // 2
     scale = g.abs().amax(-1, keepdim=True)
-    matrix = _Hankel(g / torch.where(scale > 0, scale, 1.0))
+    g = g / torch.where(scale > 0, scale, 1.0)
+    if M // 2 + 1 <= _DENSE_ROWS:
+        return _sections(g, 1, 1, thorough=True)[0][:, 0] * scale[:, 0]
+    matrix = _Hankel(g)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(q, generator=generator, dtype=g.dtype).to(g.device)
-    basis = [(start / start.norm()).expand(D, q)]
-    alphas, betas = [], []
+    v, before = (start / start.norm()).expand(D, q), torch.zeros(D, q, dtype=g.dtype, device=g.device)
+    alphas, betas = [], [torch.zeros(D, dtype=g.dtype, device=g.device)]
     for _ in range(min(steps, q)):
-        v = basis[-1][:, None]
-        w = matrix.columns(matrix.rows(v))[:, 0]
-        alphas.append((w * basis[-1]).sum(-1))
-        Q = torch.stack(basis, dim=1)
-        for _ in range(2):
-            w = w - ((Q @ w[..., None]).mT @ Q)[:, 0]
-        beta = torch.linalg.vector_norm(w, dim=-1)
-        betas.append(beta)
-        basis.append(torch.where(beta[:, None] > 1e-14, w / beta.clamp(min=1e-300)[:, None], 0.0))
+        # Without reorthogonalisation: what rounding brings back are copies of the values that have been found.
+        w = matrix.columns(matrix.rows(v[:, None]))[:, 0] - betas[-1][:, None] * before
+        alphas.append((w * v).sum(-1))
+        w = w - alphas[-1][:, None] * v
+        betas.append(torch.linalg.vector_norm(w, dim=-1))
+        before, v = v, torch.where(betas[-1] > 1e-14 * alphas[0], 1 / betas[-1].clamp(min=1e-300), 0.0)[:, None] * w
+    betas = betas[1:]
     T = torch.diag_embed(torch.stack(alphas, -1))
     if len(betas) > 1:
         off = torch.diag_embed(torch.stack(betas[:-1], -1), offset=1)

@@ -1,8 +1,8 @@
 """`distill`: a model whose long filters are replaced by modal recurrences that compute the same convolutions."""
 
 import copy
-import functools
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,26 +11,22 @@ from torch import Tensor, nn
 from longconv.filters import ModalFilter
 
 from .exact import keep
-from .fit import METHODS as _METHODS
-from .fit import distill_filter
+from .fit import check_method, check_order, distill_filter
 from .fit_report import FitReport
 from .report import DistillReport, LayerFit
-
-#: What turns a bank of taps (D, L) into a filter and a report, given the keyword arguments order, tol and max_order.
-Method = Callable[..., tuple[ModalFilter, FitReport]]
-METHODS: dict[str, Method] = {name: functools.partial(distill_filter, method=name) for name in _METHODS}
 
 
 @torch.no_grad()
 def distill(
     model: Any,
     *,
-    order: int | None = None,
+    order: int | Sequence[int | Tensor] | None = None,
     tol: float | None = None,
     max_order: int = 64,
     length: int | None = None,
-    method: str = "hankel",
+    method: str = "best",
     progress: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> tuple[Any, DistillReport]:
     """Turn every long filter of a model into a modal recurrence.
 
@@ -44,47 +40,92 @@ def distill(
 
     Args:
         model: a `longconv.models` model with at least one long filter; left as it is.
-        order: real states per filter (an upper limit; see `hankel_realisation`). Or else
+        order: real states per filter (an upper limit; see `distill_filter`): one number, or a sequence with a number or
+            (D,) integers for each bank of filters, in the order of the layers and of the stages in a layer. Or else
         tol: relative L2 error to reach for each filter, with the smallest order found to reach it, up to
         max_order: the limit with `tol`.
         length: taps to fit; default each layer's `max_length`.
-        method: one of `METHODS`.
-        progress: called with a line before each layer.
+        method: one of `METHODS`, see `distill_filter`.
+        progress: called with a line now and then.
+        options: of the method.
 
     Returns:
         The distilled model (in eval mode, on the same device) and the report.
 
     Raises:
-        ValueError: the model has no long filter, not exactly one of order and tol is given, one of
-            them or max_order is out of range, an unknown method, or a length that is not in 1..max_length.
+        ValueError: the model has no long filter, not exactly one of order and tol is given, one of them or max_order is
+            out of range or of the wrong shape, an unknown method or option, or a length that is not in 1..max_length.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown distillation method {method!r}; known: {', '.join(sorted(METHODS))}")
-    if (order is None) == (tol is None):
-        raise ValueError("give exactly one of order and tol")
-    if (order is not None and order < 0) or (tol is not None and not tol >= 0):
-        raise ValueError(f"order and tol must not be negative, got order={order}, tol={tol}")
-    if max_order < 1:
-        raise ValueError(f"max_order must be at least 1, got {max_order}")
-    filters: dict[int, list[ModalFilter]] = {}
-    fits: list[LayerFit] = []
-    for index, mixer, taps in long_filter_layers(model, length):
-        limit, stages = max_order if order is None else order, list(mixer.long_filters)
-        kernels = [filter(taps) for filter in stages]
-        # One option holds for all filters of a layer, so all of them are kept or none.
-        kept = [keep(filter, kernel, limit) for filter, kernel in zip(stages, kernels, strict=True)]
-        if progress is not None:
-            doing = "kept" if None not in kept else "to fit"
-            progress(f"layer {index}: {sum(len(kernel) for kernel in kernels)} filters of {taps} taps, {doing}")
-        for stage, (kernel, report) in enumerate(zip(kernels, kept, strict=True)):
-            if None not in kept and report is not None:
-                fits.append(LayerFit(index, stage, report, kernel.cpu(), kernel.cpu(), exact=True))
-                continue
-            modal, report = METHODS[method](kernel, order=order, tol=tol, max_order=max_order)
-            filters.setdefault(index, []).append(modal)
-            fits.append(LayerFit(index, stage, report, kernel.cpu(), modal(taps).cpu()))
+    check_method(method, options)
+    layers = long_filter_layers(model, length)
+    count = sum(len(mixer.long_filters) for _, mixer, _ in layers)
+    orders = list(order) if isinstance(order, Sequence) else [order] * count
+    if len(orders) != count:
+        raise ValueError(f"order must have one entry for each of the {count} banks of filters, got {len(orders)}")
+    banks: list[_Bank] = []
+    for index, mixer, taps in layers:
+        stages = []
+        for stage, filter in enumerate(mixer.long_filters):
+            kernel = filter(taps)
+            limit = check_order(orders[len(banks) + stage], tol, max_order, len(kernel))
+            kept = keep(filter, kernel, int(limit.min()) if len(limit) else 0)
+            stages.append(_Bank(index, stage, kernel, limit, kept))
+        if any(bank.report is None for bank in stages):  # one option holds for all filters of a layer
+            for bank in stages:
+                bank.report = None
+        banks += stages
 
-    return replace_filters(model, filters), DistillReport(fits)
+    # Banks of equal length go together: few filters alone would leave cores idle.
+    to_fit = [bank for bank in banks if bank.report is None]
+    for taps in dict.fromkeys(bank.kernel.shape[1] for bank in to_fit):
+        same = [bank for bank in to_fit if bank.kernel.shape[1] == taps]
+        limits = {"order": torch.cat([bank.limit for bank in same])} if tol is None else {"tol": tol}
+        kernels = torch.cat([bank.kernel for bank in same])
+        modal, report = distill_filter(
+            kernels, method, max_order=max_order, progress=_counted(progress, len(kernels), taps), **limits, **options
+        )
+        start = 0
+        for bank in same:
+            rows = slice(start, start := start + len(bank.kernel))
+            bank.report = report[rows]
+            bank.modal = _rows(modal, rows, max(1, int(bank.report.modes.max()) if len(bank.kernel) else 1))
+
+    filters: dict[int, list[ModalFilter]] = {}
+    for bank in to_fit:
+        assert bank.modal is not None
+        filters.setdefault(bank.layer, []).append(bank.modal)
+    return replace_filters(model, filters), DistillReport([bank.fit() for bank in banks])
+
+
+@dataclasses.dataclass
+class _Bank:
+    """The filters of one stage of one layer, and what became of them: `modal` is None where they are kept."""
+
+    layer: int
+    stage: int
+    kernel: Tensor
+    limit: Tensor
+    report: FitReport | None
+    modal: ModalFilter | None = None
+
+    def fit(self) -> LayerFit:
+        kernel, exact = self.kernel.cpu(), self.modal is None
+        fitted = kernel if self.modal is None else self.modal(kernel.shape[1]).cpu()
+        assert self.report is not None
+        return LayerFit(self.layer, self.stage, self.report, kernel, fitted, exact=exact)
+
+
+def _counted(progress: Callable[[str], None] | None, total: int, taps: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    progress(f"0 of {total:,} filters of {taps:,} taps")
+    return lambda done: progress(f"{done:,} of {total:,} filters of {taps:,} taps")
+
+
+def _rows(modal: ModalFilter, rows: slice, modes: int) -> ModalFilter:
+    """Some of the filters, with their first `modes` modes."""
+    poles, residues = modal.poles[rows, :modes], modal.residues[rows, :modes]
+    return ModalFilter.from_modes(poles, residues, modal.passthrough.data[rows], dtype=modal.log_dt.dtype)
 
 
 def long_filter_layers(model: Any, length: int | None) -> list[tuple[int, Any, int]]:

@@ -111,12 +111,12 @@ class _Point:
         plain, sloped, curved = basis.sums(slopes=True)
         normal = Normal.of(plain, basis.columns)
         residues, left = normal.fit(basis, g, residues, sweeps)
-        down = residues * basis.correlate(left)[1]
+        down = residues * basis.correlate(left, slope=True)
         loss = left.square().sum(-1)
         return cls(logs, used, real, residues, loss, down, sloped, curved, normal.factor, normal.norm)
 
     def step(self, mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The damped step of the logarithms, the gain that the linear model foresees, and the residues it puts there."""
+        """The damped step of the logarithms, the gain the linear model foresees, and the residues it puts there."""
         R, free = self.residues, self.used & (self.logs.real > _FASTEST)
         present = torch.cat([self.used, self.used & ~self.real], dim=1).to(R.real.dtype)
         moving = torch.cat([free, free & ~self.real], dim=1).to(R.real.dtype)

@@ -1,11 +1,11 @@
 """Poles one at a time: orthogonal matching pursuit over damped exponentials, for a bank of filters at once.
 
-Each round takes the pole whose plane, spanned by Re lambda^t and Im lambda^t, holds most of what is left of the taps, and
-refits all residues (Pati, Rezaiifar & Krishnaprasad 1993; with damped sinusoids: Goodwin & Vetterli 1999). A subspace
-method spreads its poles over the strongest singular vectors; for rough filters, of slowly falling singular values, the
-poles that are found here are the better start for a descent.
+Each round takes the pole whose plane, spanned by Re lambda^t and Im lambda^t, holds most of what is left of the taps,
+and refits all residues (Pati, Rezaiifar & Krishnaprasad 1993; with damped sinusoids: Goodwin & Vetterli 1999). A
+subspace method spreads its poles over the strongest singular vectors; for rough filters, of slowly falling singular
+values, the poles that are found here are the better start for a descent.
 
-The dictionary is a grid of decay rates, one to an octave, and for each the frequencies of an FFT as long as the
+The dictionary is a grid of decay rates, and for each the frequencies of an FFT as long as the
 exponential lasts, so that its size is that of a few transforms of the taps.
 
 Shapes: D filters, M taps after lag 0, N modes found.
@@ -17,17 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bank import widen
 from .exponentials import Exponentials, Normal
 
 _LAST = 7.0  # an exponential counts as gone after so many time constants
 _FASTEST = 0.7
-_RATIO = 1.7  # between neighbouring decay rates
-_OVERSAMPLING = 2  # of frequencies
+_RATIO = 2.5  # between neighbouring decay rates
+_OVERSAMPLING = 1  # of frequencies: finer grids make a better start, but after the descent no better fit
 _BLOCK = 64  # filters at a time
 
 
-def pursue(g: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Find `order` (D,) states' worth of poles for taps g (D, M) float64: poles (D, N) and used (D, N).
+def pursue(g: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find `order` (D,) states' worth of poles for taps g (D, M) float64: poles and used (D, N), and the residual (D,).
 
     A conjugate pair takes two states; a real pole, or the last state of an odd order, one.
     """
@@ -37,17 +38,18 @@ def pursue(g: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         torch.zeros_like(g[:, :1], dtype=torch.bool),
     )
     used = used.expand(D, N).clone()
+    residual = torch.linalg.vector_norm(g, dim=-1)
     if D == 0 or N == 0 or g.shape[1] == 0:
-        return poles, used
+        return poles, used, residual
     dictionary = [_Rate.of(rate, g.shape[1], g.device) for rate in _rates(g.shape[1])]
     widest = 0
     for start in range(0, D, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        found, count = _pursue_block(g[rows], order[rows], dictionary)
+        found, count, residual[rows] = _pursue_block(g[rows], order[rows], dictionary)
         widest = max(widest, found.shape[1])
         poles[rows, : found.shape[1]] = found
         used[rows] = torch.arange(N, device=g.device) < count[:, None]
-    return poles[:, :widest], used[:, :widest]
+    return poles[:, :widest], used[:, :widest], residual
 
 
 def _rates(taps: int) -> list[float]:
@@ -93,40 +95,42 @@ class _Rate(NamedTuple):
         return x * (self.energy[0] * x + self.energy[1] * y) + self.energy[2] * y * y
 
 
-def _pursue_block(g: Tensor, order: Tensor, dictionary: list[_Rate]) -> tuple[Tensor, Tensor]:
-    """The poles found (D, N), and how many of them count (D,)."""
+def _pursue_block(g: Tensor, order: Tensor, dictionary: list[_Rate]) -> tuple[Tensor, Tensor, Tensor]:
+    """The poles found (D, N), how many of them count (D,), and the norm of what they leave (D,)."""
     D = len(g)
     scale = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
     g = g / torch.where(scale > 0, scale, 1.0)
     left, states, count = g, order.clone(), torch.zeros_like(order)
-    poles = torch.zeros(D, 0, dtype=torch.complex128, device=g.device)
-    residues = poles
+    poles = residues = torch.zeros(D, 0, dtype=torch.complex128, device=g.device)
     while (states > 0).any():
-        best = torch.full((D,), -1.0, device=g.device)
-        choice = torch.zeros(D, dtype=torch.complex128, device=g.device)
-        r = left.float()
-        for rate in dictionary:
-            energies = rate.energies(r)
-            if bool((states == 1).any()):
-                energies[:, 1:-1].masked_fill_((states == 1)[:, None], 0.0)
-            energy, index = energies.max(dim=1)
-            angle = index.double() * (2 * math.pi / rate.size)
-            value = torch.polar(torch.full_like(angle, rate.radius), angle)
-            value = torch.where((index == 0) | (index == rate.size // 2), value.real + 0j, value)
-            choice = torch.where(energy > best, value, choice)
-            best = torch.maximum(energy, best)
-        choice = _apart(choice, poles)
+        choice = _apart(_strongest(left.float(), states == 1, dictionary), poles)
         wanted = states > 0
         count += wanted
         states = (states - torch.where(choice.imag == 0, 1, 2)).clamp(min=0)
         poles = torch.cat([poles, torch.where(wanted, choice, 0.0)[:, None]], dim=1)
-        residues = torch.cat(
-            [residues, torch.zeros_like(residues[:, :1]) if residues.shape[1] else 0j * choice[:, None]], dim=1
-        )
         used = torch.arange(poles.shape[1], device=g.device) < count[:, None]
         basis = Exponentials(poles, torch.cat([used, used & (poles.imag != 0)], dim=1), g.shape[1])
-        residues, left = Normal.of(basis.sums(slopes=False)[0], basis.columns).fit(basis, g, residues, sweeps=1)
-    return poles, count
+        normal = Normal.of(basis.sums(slopes=False)[0], basis.columns)
+        # What is left is orthogonal to the columns before, up to rounding, so one sweep from there is enough.
+        residues, left = normal.fit(basis, g, widen(residues, poles.shape[1]), sweeps=1, left=left)
+    return poles, count, torch.linalg.vector_norm(left, dim=-1) * scale[:, 0]
+
+
+def _strongest(r: Tensor, last: Tensor, dictionary: list[_Rate]) -> Tensor:
+    """The pole (D,) whose plane holds most of r (D, M) float32; a real one for those rows that have one state left."""
+    best = torch.full_like(r[:, 0], -1.0)
+    choice = torch.zeros(len(r), dtype=torch.complex128, device=r.device)
+    for rate in dictionary:
+        energies = rate.energies(r)
+        if bool(last.any()):
+            energies[:, 1:-1].masked_fill_(last[:, None], 0.0)
+        energy, index = energies.max(dim=1)
+        angle = index.double() * (2 * math.pi / rate.size)
+        value = torch.polar(torch.full_like(angle, rate.radius), angle)
+        value = torch.where((index == 0) | (index == rate.size // 2), value.real + 0j, value)
+        choice = torch.where(energy > best, value, choice)
+        best = torch.maximum(energy, best)
+    return choice
 
 
 def _apart(choice: Tensor, poles: Tensor) -> Tensor:

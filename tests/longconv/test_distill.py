@@ -131,7 +131,7 @@ def test_a_fixed_order_and_a_part_of_the_taps():
     [
         ({}, "exactly one of order and tol"),
         ({"order": 4, "tol": 0.1}, "exactly one of order and tol"),
-        ({"tol": 0.1, "method": "magic"}, "unknown distillation method 'magic'; known: best"),
+        ({"tol": 0.1, "method": "magic"}, "unknown distillation method 'magic'; known: balanced, best"),
         ({"tol": 0.1, "length": 201}, r"length must be in 1..max_length = 200, got 201"),
         ({"tol": 0.1, "length": 0}, r"length must be in 1..max_length"),
         ({"tol": -1.0}, "must not be negative"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numerics import relative_l2
 
-from longconv.distill.hankel import hankel_realisation, hankel_singular_values
+from longconv.distill import distill_filter, hankel_singular_values
 from longconv.kernels.recurrence import modal_kernel
 
 
@@ -87,7 +87,7 @@ def test_exact_system_is_recovered(L):
     poles, residues, passthrough = exact_system(4, L)
     k = modal_kernel(poles, residues, passthrough, L)
     for wanted in (9, 40):  # the order is capped at the rank, so asking for more changes nothing
-        modal, report = hankel_realisation(k, order=wanted)
+        modal, report = distill_filter(k, "hankel", order=wanted)
         check(k, modal, report)
         assert report.order.tolist() == [9] * 4
         assert report.modes.tolist() == [5] * 4
@@ -104,7 +104,7 @@ def test_exact_system_is_recovered(L):
 def test_single_precision_exact_system():
     poles, residues, passthrough = exact_system(4, 500)
     k = modal_kernel(poles, residues, passthrough, 500).float()
-    modal, report = hankel_realisation(k, order=9)
+    modal, report = distill_filter(k, "hankel", order=9)
     check(k, modal, report)
     assert modal.log_decay.dtype == torch.float32
     assert report.relative_error.max() < 1e-5
@@ -114,7 +114,7 @@ def test_single_precision_exact_system():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_smooth_implicit_filters(dtype):
     k = implicit_filters(16, 2048, 3, 1.0).to(dtype)
-    modal, report = hankel_realisation(k, order=16)
+    modal, report = distill_filter(k, "hankel", order=16)
     check(k, modal, report)
     # float32 taps are known to 6e-8, and nothing tells the last of their poles from rounding noise.
     assert report.relative_error.max() < (1e-6 if dtype == torch.float64 else 1e-4)
@@ -125,7 +125,7 @@ def test_oscillatory_implicit_filters():
     k = implicit_filters(8, 1024, 33, 14.0).float()
     previous = torch.ones(8, dtype=torch.float64)
     for order in (8, 32, 96):
-        modal, report = hankel_realisation(k, order=order)
+        modal, report = distill_filter(k, "hankel", order=order)
         check(k, modal, report)
         assert (report.relative_error <= 1.05 * previous).all()
         previous = report.relative_error
@@ -136,7 +136,7 @@ def test_error_is_nearly_monotone_in_order():
     k = implicit_filters(8, 300, 3, 5.0)
     best = torch.ones(8, dtype=torch.float64)
     for order in (1, 2, 3, 5, 7, 8, 10, 11, 13, 16, 19, 22, 26, 32):
-        modal, report = hankel_realisation(k, order=order)
+        modal, report = distill_filter(k, "hankel", order=order)
         check(k, modal, report)
         # Close to the rank, and for filters that have not died out, which poles come out stable is down to rounding.
         assert (report.relative_error <= 10 * best + 1e-9).all(), order
@@ -146,15 +146,15 @@ def test_error_is_nearly_monotone_in_order():
 
 def test_tolerance_chooses_an_order_for_each_filter():
     k = torch.cat([implicit_filters(8, 500, 3, 5.0), torch.zeros(1, 500).double()])
-    modal, report = hankel_realisation(k, tol=1e-3)
+    modal, report = distill_filter(k, "hankel", tol=1e-3)
     check(k, modal, report)
     assert (report.relative_error <= 1e-3).all()
     assert len(set(report.order.tolist())) > 2
     assert report.order[-1] == 0
-    tight = hankel_realisation(k, tol=1e-6)[1]
+    tight = distill_filter(k, "hankel", tol=1e-6)[1]
     assert (tight.relative_error <= 1e-6).all()
     assert tight.order.sum() > report.order.sum()
-    limited = hankel_realisation(k, tol=1e-6, max_order=4)[1]
+    limited = distill_filter(k, "hankel", tol=1e-6, max_order=4)[1]
     assert limited.order.max() <= 4
 
 
@@ -169,7 +169,7 @@ def test_special_filters(dtype, order):
     k[4] = (-1) ** t
     k[5] = torch.randn(64, dtype=dtype) * torch.exp(-t / 10)
     k[6, 63] = 1.0  # at the far corner of the Hankel matrix
-    modal, report = hankel_realisation(k, order=order)
+    modal, report = distill_filter(k, "hankel", order=order)
     check(k, modal, report)
     assert report.relative_error[:2].tolist() == [0, 0]
     assert (report.relative_error <= 1).all()
@@ -183,7 +183,7 @@ def test_special_filters(dtype, order):
 @pytest.mark.parametrize("L", [1, 2, 3, 4, 5])
 def test_short_filters(L):
     k = torch.randn(3, L, dtype=torch.float64)
-    modal, report = hankel_realisation(k, order=8)
+    modal, report = distill_filter(k, "hankel", order=8)
     check(k, modal, report)
     assert modal(L).shape == (3, L)
     if L <= 2:
@@ -192,7 +192,7 @@ def test_short_filters(L):
 
 def test_scale_does_not_matter():
     k = implicit_filters(3, 300, 3, 5.0)
-    errors = [hankel_realisation(k * scale, order=10)[1].relative_error for scale in (1.0, 2.0**-200, 2.0**200)]
+    errors = [distill_filter(k * scale, "hankel", order=10)[1].relative_error for scale in (1.0, 2.0**-200, 2.0**200)]
     torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=1e-12)
     torch.testing.assert_close(errors[0], errors[2], rtol=1e-3, atol=1e-12)
 
@@ -204,7 +204,7 @@ def test_result_depends_neither_on_threads_nor_on_the_generator():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             before = torch.get_rng_state()
-            results.append(hankel_realisation(k, order=10)[0](300))
+            results.append(distill_filter(k, "hankel", order=10)[0](300))
             assert torch.equal(before, torch.get_rng_state())
             assert torch.get_num_threads() == n
     finally:
@@ -215,7 +215,7 @@ def test_result_depends_neither_on_threads_nor_on_the_generator():
 
 def test_distilled_filter_streams():
     k = implicit_filters(4, 400, 3, 1.0).float()
-    modal, _ = hankel_realisation(k, order=12)
+    modal, _ = distill_filter(k, "hankel", order=12)
     u = torch.randn(2, 4, 400)
     expected = torch.fft.irfft(torch.fft.rfft(u, 800) * torch.fft.rfft(k, 800), 800)[..., :400]
     y, _ = modal.scan(u)
@@ -224,7 +224,7 @@ def test_distilled_filter_streams():
 
 def test_report_as_dict_and_text():
     k = implicit_filters(3, 100, 3, 1.0)
-    report = hankel_realisation(k, order=4)[1]
+    report = distill_filter(k, "hankel", order=4)[1]
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["length"] == 100
     assert len(plain["order"]) == 3
@@ -232,7 +232,7 @@ def test_report_as_dict_and_text():
     text = str(report)
     assert "3 filters of 100 taps" in text
     assert "relative_error" in text
-    assert str(hankel_realisation(k[:0], order=4)[1])
+    assert str(distill_filter(k[:0], "hankel", order=4)[1])
 
 
 def test_errors_name_the_argument():
@@ -246,9 +246,9 @@ def test_errors_name_the_argument():
         ({"order": 3, "dtype": torch.bfloat16}, "dtype"),
     ):
         with pytest.raises(ValueError, match=match):
-            hankel_realisation(k, **kwargs)
+            distill_filter(k, "hankel", **kwargs)
     for bad in (k[0], k[:, :0], k.int(), k / 0):
         with pytest.raises(ValueError, match="k must"):
-            hankel_realisation(bad, order=3)
+            distill_filter(bad, "hankel", order=3)
     with pytest.raises(ValueError, match="n must"):
         hankel_singular_values(k, 0)
