@@ -4,6 +4,7 @@ A command is imported when it is asked for, so `longconv --help` is instant. Wha
 line on stderr and exit code 1; set LONGCONV_TRACEBACK=1 for the traceback.
 """
 
+import codecs
 import json
 import os
 import sys
@@ -220,7 +221,7 @@ def generate(
         prefill_chunk: read the prompt so many tokens at a time, which bounds the memory for a long one; 0 for all.
     """
     import torch
-    from transformers import TextStreamer, set_seed
+    from transformers import set_seed
 
     from longconv.models import load_model
     from longconv.tasks.lm import load_tokenizer
@@ -243,19 +244,35 @@ def generate(
         )
     set_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {"do_sample": False}
-    hide = prompt_file is not None
-    streamer = TextStreamer(tokenizer.to_transformers(), skip_prompt=hide, skip_special_tokens=True)
     started = time.perf_counter()
     out = loaded.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
-        streamer=streamer,
+        streamer=_Printer(tokenizer, skip_prompt=prompt_file is not None),
         prefill_chunk_size=prefill_chunk or None,
         **sampling,
     )
     count = out.shape[1] - ids.shape[1]
     print(f"[{count} tokens, {count / (time.perf_counter() - started):.0f} tokens/s]", file=sys.stderr)
+
+
+class _Printer:
+    """Prints what `generate(streamer=)` puts into it, as soon as it is text: half a character waits for the rest."""
+
+    def __init__(self, tokenizer: Any, skip_prompt: bool) -> None:
+        self.tokenizer, self.skip = tokenizer, skip_prompt
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def put(self, ids: Any) -> None:
+        """Print tokens; the prompt comes first."""
+        if not self.skip:
+            print(self.decoder.decode(self.tokenizer.decode_bytes(ids.flatten().tolist())), end="", flush=True)
+        self.skip = False
+
+    def end(self) -> None:
+        """Print what is left, and end the line."""
+        print(self.decoder.decode(b"", final=True), flush=True)
 
 
 def info(model: Path | None = None, /, *, layers: bool = False) -> None:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from longconv import cli
 from longconv.models import load_model
+from longconv.tasks.lm import ByteTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,17 @@ def test_a_long_prompt_from_a_file_in_chunks(run_folder, tmp_path, capsys):
     assert "prompt.txt is not UTF-8 text: " in fails(capsys, *options, "--prompt-file", str(file))
     assert "nothing.txt" in fails(capsys, *options, "--prompt-file", str(tmp_path / "nothing.txt"))
     assert "prefill_chunk must not be negative, got -1" in fails(capsys, *options, "--prefill-chunk", "-1")
+
+
+def test_bytes_that_are_no_text_hide_nothing(capsys):
+    """A model of bytes can say anything: what is text is printed as text, when it is complete."""
+    printer = cli._Printer(ByteTokenizer(), skip_prompt=False)
+    for ids in ([256, *"é".encode()], ["€".encode()[0]], ["€".encode()[1]], ["€".encode()[2]], [0xFF], [65], [0xC3]):
+        printer.put(torch.tensor([ids]))
+        if ids == ["€".encode()[1]]:
+            assert capsys.readouterr().out == "é"
+    printer.end()
+    assert capsys.readouterr().out == "€\ufffdA\ufffd\n"
 
 
 def test_table_of_layers(capsys):
