@@ -120,11 +120,11 @@ class RecurrentFilter(Filter):
     def step(self, u_t: Tensor, state: Tensor, modes: Modes | PackedModes | None = None) -> tuple[Tensor, Tensor]:
         """Advance by one input: u_t (B, D) and a state -> y_t (B, D), new state of the same shape and dtype."""
         modes = self._modes_of(state, modes)
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            state = state.clone()
+            return self.step_(u_t, state, modes), state
         if isinstance(modes, Modes):
             return modal_step(u_t, *modes, state)
-        if not torch.is_grad_enabled():
-            state = state.clone()
-            return modal_step_(u_t, *modes[:3], state, modes.layout), state
         layout = modes.layout
         table = layout.unpack(modes.poles), layout.unpack(modes.residues), modes.passthrough
         y, after = modal_step(u_t, *table, layout.unpack(state))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from numerics import assert_close
 
-from longconv.layers import build_layer
+from longconv.layers import LAYERS, build_layer
 from longconv.state import Constant, map_tensors
 
 D, M = 16, 24
@@ -17,6 +17,7 @@ STATIC = {
     "s4d": ("s4d", {"filter": {"name": "s4d", "state_size": 6}}),
     "global_conv": ("global_conv", {"filter": {"name": "ema", "order": 4}, "short_kernel": 3, "bias": True}),
     "sgconv": ("sgconv", {"filter": {"name": "modal", "order": 3}}),
+    "smpconv": ("smpconv", {"filter": {"name": "modal", "order": 3}}),
     "lightconv": ("lightconv", {"kernel_size": 5, "num_heads": 4}),
     "dynamicconv": ("dynamicconv", {"kernel_size": 6, "num_heads": 2, "renorm_padding": True}),
 }
@@ -31,7 +32,13 @@ NOT_STATIC = {
     "sgconv": {"filter": {"name": "sgconv", "kernel_dim": 4}},
     "mega": {"chunk_size": 5, "ndim": 3, "zdim": 4},
 }
+#: Not causal.
+NO_STATE = {"hyena_nd"}
 static = pytest.mark.parametrize("variant", STATIC)
+
+
+def test_every_layer_is_tested():
+    assert {name for name, _ in STATIC.values()} | NOT_STATIC.keys() | NO_STATE == LAYERS.keys()
 
 
 def make(variant, **options):
