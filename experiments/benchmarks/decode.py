@@ -65,7 +65,7 @@ WIDTH = 110
 # A turn is about so many seconds long, and there are so many. With the largest batch there are fewer, since to fill the
 # memory takes longer than a turn.
 CPU_SECONDS, GPU_SECONDS = 0.3, 0.1
-CPU_ROUNDS, CPU_ROUNDS_OF_MOST, GPU_ROUNDS = 7, 3, 3
+CPU_ROUNDS, CPU_ROUNDS_OF_MOST, GPU_ROUNDS = 5, 3, 3
 
 
 def run(
@@ -251,7 +251,7 @@ class Entrants:
         console.print(line + ", ".join(ratios), soft_wrap=True, highlight=False)
         for decoder in self.decoders.values():
             decoder.to(*(getattr(torch, dtype) for dtype in plan.dtypes))
-            decoder.allow(2 * max(plan.contexts))
+            decoder.allow_any_length()
         return_free_memory()
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
         self.budget = free if plan.memory_gb is None else 1e9 * plan.memory_gb

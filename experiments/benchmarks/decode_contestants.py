@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 
-from longconv.filters import build_filter, set_state_dtype
+from longconv.filters import Filter, build_filter, set_state_dtype
 from longconv.models import LongConvCache, LongConvConfig, LongConvForCausalLM
 from longconv.state import GrowingBuffer
 
@@ -85,8 +85,8 @@ class Decoder:
         """Bring a fresh state before each kind of dear and rare step; see `decode_states.rare_steps`."""
         raise NotImplementedError
 
-    def allow(self, context: int) -> None:
-        """Drop limits below `context` tokens that have no bearing on speed."""
+    def allow_any_length(self) -> None:
+        """Drop limits that have no bearing on speed; from then on states come from `fill`."""
 
     def to(self, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
         """Cast the weights, and choose the dtype of the states of recurrences."""
@@ -129,14 +129,13 @@ class OursDecoder(Decoder):
         """The pass and the tiles of `OnlineConv`."""
         return rare_steps(state, context)
 
-    def allow(self, context: int) -> None:
-        """Filters that have taps for so many tokens: in synthetic states only their limit matters."""
+    def allow_any_length(self) -> None:
+        """Without limits; filters are no longer evaluated, since the states that `fill` makes have the taps."""
         for block in self.model.model.layers:
             mixer: Any = block.mixer
             mixer.max_length = None
             if self.name == ONLINE:
-                device = mixer.in_proj.weight.device
-                mixer.long_filters[0] = build_filter("hyena", mixer.channels, context).to(device)
+                mixer.long_filters[0] = TapsInState(mixer.channels).to(mixer.in_proj.weight.device)
 
     def to(self, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
         """Cast the weights, and the inputs that a cached history keeps; choose the dtype of modal states."""
@@ -184,6 +183,25 @@ class TransformersDecoder(Decoder):
         if self.name == GPT2:
             return DynamicCache(config=self.model.config)
         return StaticCache(config=self.model.config, max_cache_len=room)
+
+
+class TapsInState(Filter):
+    """Stands for a filter of any length that nobody evaluates: a state has its taps already.
+
+    Args:
+        channels: D.
+    """
+
+    support = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.tap = nn.Parameter(torch.zeros(channels, 1), requires_grad=False)
+
+    def forward(self, L: int) -> Tensor:
+        """One tap of zero (D, 1)."""
+        return self.tap
 
 
 class CachedHistory(nn.Module):
@@ -237,7 +255,7 @@ def build(
         size: their shape.
         names: which of `CONTESTANTS`.
         order: complex modes of each filter of the distilled one.
-        limit: tokens that Hyena's filters have taps for, until `Decoder.allow`.
+        limit: tokens that Hyena's filters have taps for, until `Decoder.allow_any_length`.
         positions: tokens that GPT-2 has positions for.
         device: where they are made.
     """

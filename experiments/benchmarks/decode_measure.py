@@ -23,7 +23,7 @@ GATE_PREFILL, GATE_STEPS, GATE_LIMIT = 48, 72, 512
 COMPARED_CONTEXT = 256
 # Sequences that memory is measured with, at most, and sequences that are decoded at most: with so many, on any device,
 # another one makes none faster, and a token takes seconds.
-TRIAL, MOST_SEQUENCES = 64, 16384
+TRIAL, MOST_SEQUENCES = 256, 16384
 # The largest batch leaves that part of the memory free, and is made smaller so often, by that much, if it does not fit.
 MARGIN, ATTEMPTS, SHRINK = 0.05, 6, 0.85
 
