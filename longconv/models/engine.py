@@ -30,7 +30,7 @@ class Request:
 
     Attributes:
         id: number of the request, in the order of joining.
-        prompt_length: tokens of the prompt.
+        prompt_length: tokens of the prompt, its prefix included.
         options: how it is generated, with everything filled in that the model decides.
         tokens: generated so far, with the stop token at the end if it was one that ended it.
         slot: where it is; None once it has left.
@@ -116,26 +116,40 @@ class DecodeEngine:
         return self.requests.count(None)
 
     @torch.inference_mode()
-    def join(self, prompt: Sequence[int] | Tensor, options: SamplingOptions | None = None) -> Request:
+    def join(
+        self,
+        prompt: Sequence[int] | Tensor,
+        options: SamplingOptions | None = None,
+        *,
+        prefix: LongConvCache | None = None,
+    ) -> Request:
         """Run a prompt and give its sequence the first free slot; the first token comes with the next `step`.
 
         Args:
             prompt: (L,) or (1, L) token ids, at least one.
             options: how to go on; default greedy, to the model's `eos_token_id` or its longest sequence.
+            prefix: the cache of what comes before the prompt, for B = 1: a text that many begin with is run once. It
+                stays as it is.
 
         Raises:
             ValueError: no slot is free, an empty prompt, an id outside the vocabulary, more tokens than the model can
-                take, or nothing that would ever end the request.
+                take, nothing that would ever end the request, or a prefix that is empty or not one sequence of this
+                model.
             TypeError: the prompt's ids are not integers.
         """
         if None not in self.requests:
             raise ValueError(f"all {self.slots} slots are taken: step until one is free, or leave one")
         ids = self._check_prompt(prompt)
-        options = self._fill_in(options or SamplingOptions(), len(ids))
         cache = LongConvCache(self.model.config.num_hidden_layers)
+        if prefix is not None:
+            if not self._states.fits(prefix.states):
+                raise ValueError(f"prefix must be the cache of one sequence that this model has run, got {prefix}")
+            cache.restore(prefix.snapshot())
+        length = cache.seen_tokens + len(ids)
+        options = self._fill_in(options or SamplingOptions(), length)
         for chunk in ids.split(self.prefill_chunk or len(ids)):
             logits = self.model(chunk[None], past_key_values=cache, logits_to_keep=1).logits
-        request = Request(self._joined, len(ids), options)
+        request = Request(self._joined, length, options)
         self._joined += 1
         slot = self.requests.index(None)
         self._states.write(slot, cache.states)
@@ -190,7 +204,7 @@ class DecodeEngine:
 
         Yields:
             (index of the prompt, its request), in the order in which they finish. Requests that joined otherwise go on
-            meanwhile.
+            meanwhile. If the caller stops early, those that are under way leave.
 
         Raises:
             ValueError: see `join`; or there are fewer options than prompts.
@@ -198,20 +212,25 @@ class DecodeEngine:
         waiting = enumerate(prompts)
         running: dict[Request, int] = {}
         upcoming = next(waiting, None)
-        while upcoming is not None or running:
-            while upcoming is not None and None in self.requests:
-                index, prompt = upcoming
-                chosen = options if options is None or isinstance(options, SamplingOptions) else None
-                if chosen is None and options is not None:
-                    assert not isinstance(options, SamplingOptions)
-                    if index >= len(options):
+        try:
+            while upcoming is not None or running:
+                while upcoming is not None and None in self.requests:
+                    index, prompt = upcoming
+                    if options is None or isinstance(options, SamplingOptions):
+                        chosen = options
+                    elif index < len(options):
+                        chosen = options[index]
+                    else:
                         raise ValueError(f"there are {len(options)} options for more prompts")
-                    chosen = options[index]
-                running[self.join(prompt, chosen)] = index
-                upcoming = next(waiting, None)
-            self.step()
-            for request in [r for r in running if r.finish_reason is not None]:
-                yield running.pop(request), request
+                    running[self.join(prompt, chosen)] = index
+                    upcoming = next(waiting, None)
+                self.step()
+                for request in [r for r in running if r.finish_reason is not None]:
+                    yield running.pop(request), request
+        finally:  # nobody waits for the rest if one of them failed, or the caller has seen enough
+            for request in running:
+                if request.slot is not None:
+                    self.leave(request.slot)
 
     @torch.inference_mode()
     def snapshot(self, slots: Iterable[int] | None = None) -> EngineSnapshot:

@@ -47,6 +47,14 @@ class SlotStates:
             ]
         return self._views[slots]
 
+    def fits(self, states: list[Any]) -> bool:
+        """Whether these are states of one sequence (B = 1) of this model."""
+        if len(states) != len(self.layers) or not all(isinstance(state, LayerState) for state in states):
+            return False
+        mine, others = ([_shapes(state) for state in some] for some in (self.layers, states))
+        share = [{name: (shape[0] // self.slots, *shape[1:]) for name, shape in some.items()} for some in mine]
+        return share == others
+
     def write(self, slot: int, states: list[Any]) -> None:
         """Copy the states of one sequence (B = 1) into a slot."""
         for mine, other in zip(self.layers, states, strict=True):
@@ -89,6 +97,10 @@ class SlotStates:
 def tensors_of(value: Any) -> dict[str, Tensor]:
     """Name -> tensor of everything in a state that belongs to a row of the batch."""
     return {name: leaf for name, leaf in _leaves(value) if isinstance(leaf, Tensor)}
+
+
+def _shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(state).items()}
 
 
 def _leaves(value: Any, name: str = "") -> list[tuple[str, Any]]:
