@@ -5,6 +5,7 @@ a transform of 2T points or more, before the first token after a prefill of T an
 since (`longconv.functional.OnlineConv`). `longconv bench decode` adds it up.
 """
 
+import functools
 import gc
 import random
 import statistics
@@ -78,10 +79,13 @@ def time_decoding(
         for context in contexts:
             if progress is not None:
                 progress(f"prefill {name}, {context:,} tokens")
-            step = prefilled(model, context)
-            turns[name, context] = lambda step=step: step
+            turns[name, context] = functools.partial(_itself, prefilled(model, context))
     times = time_in_turns(turns, rounds, burst, tokens.device)
     return [DecodeTiming(*key, statistics.median(ms), min(ms), max(ms)) for key, ms in times.items()]
+
+
+def _itself(step: Callable[[], object]) -> Callable[[], object]:
+    return step
 
 
 def time_in_turns(

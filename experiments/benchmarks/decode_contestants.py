@@ -110,19 +110,16 @@ class OursDecoder(Decoder):
     def fill(self, batch: int, context: int, spare: int) -> list[Any]:
         """One state per block."""
         fill_state = attention_state if self.name == ATTENTION else hyena_state
-        return [
-            fill_state(block.mixer.init_state(batch), context, spare)  # type: ignore[operator]
-            for block in self.model.model.layers
-        ]
+        return [fill_state(block.mixer.init_state(batch), context, spare) for block in self.model.model.layers]
 
     def step(self, ids: Tensor, state: list[Any]) -> Tensor:
         """As the token loop of `LongConvModel`, or for recurrences that of `DecodeEngine`, and nothing around it."""
         x = self.model.model.embed_tokens(ids)
         for i, block in enumerate(self.model.model.layers):
             if self.name == DISTILLED:
-                x = block.step_(x, state[i])  # type: ignore[operator]
+                x = block.step_(x, state[i])
             else:
-                x, state[i] = block.step(x, state[i])  # type: ignore[operator]
+                x, state[i] = block.step(x, state[i])
         return self.model.lm_head(self.model.model.norm(x))
 
     def rare_steps(self, state: list[Any], context: int) -> Iterator[float]:
@@ -215,10 +212,11 @@ class CachedHistory(nn.Module):
         dtype: of the history and the taps while decoding, the model's; products are summed in float32.
     """
 
-    def __init__(self, filter: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, filter: Any, dtype: torch.dtype) -> None:
         super().__init__()
         self.filter, self.dtype = filter, dtype
-        self.channels, self.max_length = filter.channels, filter.max_length
+        self.channels: int = filter.channels
+        self.max_length: int = filter.max_length
 
     def forward(self, L: int) -> Tensor:
         """The filter's taps (D, L)."""
@@ -231,7 +229,7 @@ class CachedHistory(nn.Module):
     def init_state(self, batch: int) -> GrowingBuffer:
         """The empty history."""
         device = next(self.filter.parameters()).device
-        return GrowingBuffer(torch.zeros(batch, self.channels, 0, dtype=self.dtype, device=device), 2)  # type: ignore[arg-type]
+        return GrowingBuffer(torch.zeros(batch, self.channels, 0, dtype=self.dtype, device=device), 2)
 
     def final_state(self, u: Tensor, state: GrowingBuffer, modes: Tensor | None = None) -> GrowingBuffer:
         """The history with u (B, D, L) behind it."""
@@ -259,8 +257,8 @@ def build(
         positions: tokens that GPT-2 has positions for.
         device: where they are made.
     """
-    options = {"filter": {"name": "modal", "order": order}}
-    config = {
+    options: dict[str, Any] = {"filter": {"name": "modal", "order": order}}
+    config: dict[str, Any] = {
         "vocab_size": size.vocabulary, "hidden_size": size.width, "num_hidden_layers": size.layers,
         "intermediate_size": 4 * size.width, "activation": "gelu", "max_position_embeddings": limit,
     }  # fmt: skip
@@ -276,9 +274,10 @@ def build(
             attention = LongConvForCausalLM(LongConvConfig(**config, mixers="attention", mixer_options=heads))
             decoders[ATTENTION] = OursDecoder(ATTENTION, attention.eval())
         if {GPT2, GPT2_STATIC} & set(names):
-            sizes = {"n_embd": size.width, "n_layer": size.layers, "n_head": size.heads, "n_positions": positions}
-            special = {"bos_token_id": None, "eos_token_id": None}
-            gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=size.vocabulary, **sizes, **special)).eval()
+            sizes: dict[str, Any] = {"n_embd": size.width, "n_layer": size.layers, "n_head": size.heads}
+            special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+            gpt2_config = GPT2Config(vocab_size=size.vocabulary, n_positions=positions, **sizes, **special)
+            gpt2 = GPT2LMHeadModel(gpt2_config).eval()
             decoders |= {name: TransformersDecoder(name, gpt2) for name in (GPT2, GPT2_STATIC)}
     return [decoders[name] for name in CONTESTANTS if name in names]
 

@@ -81,17 +81,21 @@ def filled_over_prefilled(decoder: Decoder, vocabulary: int, device: torch.devic
 
 
 class Memory(NamedTuple):
-    """Bytes that decoding takes beside the weights: `shared` once, and for every sequence its `state` and all in all
-    `each`, with what a step allocates.
+    """Bytes that decoding takes beside the weights.
+
+    Attributes:
+        state: of one sequence's state; None where not even one fits.
+        shared: of what all sequences share; None likewise.
+        each: of one sequence, with what a step allocates for it; infinite where not even one fits.
     """
 
-    state: float
-    shared: float
+    state: float | None
+    shared: float | None
     each: float
 
     def most(self, budget: float) -> int:
         """Sequences that fit into so many bytes."""
-        return max(0, min(MOST_SEQUENCES, int((budget - self.shared) / self.each)))
+        return max(0, min(MOST_SEQUENCES, int((budget - (self.shared or 0)) / self.each)))
 
 
 @torch.inference_mode()
