@@ -85,11 +85,14 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """What `forward` is called with; see `transformers.GenerationMixin`."""
-        # generate(stop_strings=, tokenizer=) forwards the tokenizer to the model, which has no use for it.
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        return {key: value for key, value in inputs.items() if key != "tokenizer"}
+        # generate(stop_strings=, tokenizer=) hands the tokenizer on to the model, which has no use for it.
+        kwargs.pop("tokenizer", None)
+        prepare: Any = super().prepare_inputs_for_generation
+        return prepare(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

@@ -93,6 +93,17 @@ def test_left_padded_prompts_continue_as_each_alone(model):
             assert torch.equal(out[i, ids.shape[1] :], greedy_by_hand(model, row[None], N)[0, len(row) :]), (options, i)
 
 
+def test_a_prompt_is_read_in_chunks(model):
+    """transformers splits the prompt, left padding included, and nothing puts it together again."""
+    ids, mask = left_padded([prompt(length) for length in (3, 15)])
+    sizes = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[1]))
+    model.generate(ids, attention_mask=mask, max_new_tokens=4, prefill_chunk_size=4)
+    hook.remove()
+    assert sizes[:4] == [4, 4, 4, 3]
+    assert all(size == 1 for size in sizes[4:])  # later tokens are steps, or chunks of one while a row is all padding
+
+
 def test_beam_search_with_and_without_cache(model):
     rows = [prompt(length) for length in (5, 9, 2)]
     ids, mask = left_padded(rows)
