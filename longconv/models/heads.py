@@ -85,13 +85,13 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
             loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
         )
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self, input_ids: Any, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """What `forward` is called with; see `transformers.GenerationMixin`."""
         # generate(stop_strings=, tokenizer=) hands the tokenizer on to the model, which has no use for it.
         kwargs.pop("tokenizer", None)
-        prepare: Any = super().prepare_inputs_for_generation
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         return prepare(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_cache_for_generation(
