@@ -64,7 +64,7 @@ class DecodeEngine:
 
     Args:
         model: a `LongConvForCausalLM` in eval mode whose layers are all recurrent (distilled, S4D, modal, ...); on the
-            device and in the dtype to serve in. States stay at least float32.
+            device and in the dtype to serve in, and to be left alone from then on. States stay at least float32.
         slots: most sequences at a time. Memory is for all of them, from the beginning: `bytes_per_slot` each, and a row
             of logits.
         prefill_chunk: run prompts in chunks of so many tokens, which bounds the memory for long ones; None for whole.
