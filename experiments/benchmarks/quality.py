@@ -35,13 +35,13 @@ except ImportError as error:
 
 def run(
     models: tuple[str, ...] = tuple(MODELS),
-    methods: tuple[str, ...] = ("hankel", "best"),
+    methods: tuple[str, ...] = ("best",),
     orders: tuple[int, ...] = (4, 8, 16, 32, 64),
     tols: tuple[float, ...] = (1e-1, 1e-2, 1e-3),
-    max_order: int = 256,
+    max_order: int = 64,
     minutes: float = 3.0,
     finetune_minutes: float = 0.3,
-    finetune_order: int = 8,
+    finetune_order: int = 4,
     folder: Path = Path("runs/quality"),
     data: Path | None = None,
     length: int = 1024,
@@ -65,7 +65,8 @@ def run(
         tols: relative L2 errors to distil to.
         max_order: most states of a filter with `tols`.
         minutes: training time of each model. One that is in `folder` already is not trained again.
-        finetune_minutes: how long the student of `finetune_order` is fine-tuned, with its teacher; 0 for not at all.
+        finetune_minutes: how long the student of `finetune_order` is fine-tuned, towards what its teacher predicts on
+            training text; 0 for not at all.
         finetune_order: its states per filter.
         folder: for the models.
         data: text file or folder; default the source of Python's own standard library.
@@ -192,8 +193,11 @@ class Subject:
             length=self.config.length,
             batch_size=1,
             steps=0,
+            kd_weight=1.0,
             minutes=minutes,
-            lr=5e-4,
+            # Near its goal, AdamW's steps are noise of the size of the learning rate.
+            lr=5e-5,
+            filter_lr_scale=0.1,
             warmup=0.1,
             seed=self.config.seed + 1,  # another order of the data
             save_every=0,

@@ -127,21 +127,28 @@ def print_tables(rows: Sequence[QualityRow], console: Console) -> None:
         return
     tol = min(asked)
     title = f"at the orders that a tolerance of {tol:g} picks\n(target: at most {TARGET} bits per byte lost)"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=title, caption="within: filters that reach the tolerance", box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for heading in ("mean\nstates", "most", "filters\nwithin", "bits/byte\nlost", "target"):
-        table.add_column(heading, justify="right")
+    for heading in ("states", "within", "lost", "KL", "target"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row.tol == tol and row.reached is not None:
+            verdict = "reached" if row.bits_per_byte_lost <= TARGET else "[bold]missed[/]"
             table.add_row(
                 f"{row.model}, {row.method}",
                 f"{row.states_mean:.1f}",
-                f"{row.states_max}",
                 f"{100 * row.reached:.0f}%",
                 f"{row.bits_per_byte_lost:+.5f}",
-                "reached" if row.bits_per_byte_lost <= TARGET else "[bold]not reached[/]",
+                f"{row.kl:.1e}",
+                verdict,
             )
     console.print(table)
+    if any(row.tol == tol and row.reached is not None and row.reached < 1 for row in rows):
+        console.print(
+            f"Filters that are not within the tolerance have the most states that were allowed, {first.max_order}, or "
+            "as many as their method can use.",
+            highlight=False,
+        )
 
 
 def plot(rows: Sequence[QualityRow], path: Path) -> None:
@@ -176,8 +183,11 @@ def plot(rows: Sequence[QualityRow], path: Path) -> None:
         panel.grid(axis="y", color="0.85")
         panel.spines[["top", "right"]].set_visible(False)
     lost.axhline(TARGET, color="0.4", lw=1, ls=(0, (4, 4)))
-    lost.annotate(f"{TARGET:g}", (orders[0], TARGET), xytext=(0, 3), textcoords="offset points", color="0.4")
+    lost.annotate(
+        f"{TARGET:g}", (orders[-1], TARGET), xytext=(0, 3), textcoords="offset points", color="0.4", ha="right"
+    )
     lost.set_yscale("symlog", linthresh=1e-4)
+    lost.set_ylim(top=max(5 * TARGET, lost.get_ylim()[1]))
     lost.set_title("Bits per byte lost", loc="left")
     agreement.set_title("Same likeliest token as the teacher, %", loc="left")
     handles, labels = lost.get_legend_handles_labels()
