@@ -1,11 +1,13 @@
 """Distillation: from trained long filters to recurrences that generate with constant memory and time per token.
 
 fit.py fits one bank of filters, by the methods in best.py, hankel.py, ...; exact.py keeps those that are recurrences
-already; model.py walks a model and swaps its filters; report.py says how well it went; compare.py what it does to the
-predictions.
+already; model.py walks a model and swaps its filters; budget.py chooses their orders; report.py says how well it went,
+compare.py what it does to the predictions.
 """
 
+from .budget import BudgetSearch, allocate, distill_to_budget, distill_to_tolerance
 from .compare import Agreement, Recorded, compare
+from .curves import ErrorCurves, error_curves
 from .fit import METHODS, distill_filter
 from .fit_report import FitReport
 from .hankel import hankel_singular_values
@@ -15,12 +17,18 @@ from .report import DistillReport, LayerFit
 __all__ = [
     "METHODS",
     "Agreement",
+    "BudgetSearch",
     "DistillReport",
+    "ErrorCurves",
     "FitReport",
     "LayerFit",
     "Recorded",
+    "allocate",
     "compare",
     "distill",
     "distill_filter",
+    "distill_to_budget",
+    "distill_to_tolerance",
+    "error_curves",
     "hankel_singular_values",
 ]

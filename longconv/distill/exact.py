@@ -40,7 +40,10 @@ def keep(filter: nn.Module, k: Tensor, limit: int) -> FitReport | None:
         gross = modal_kernel(poles.abs() + 0j, residues.abs() + 0j, system.passthrough.double().abs(), k.shape[1])
     elif isinstance(system, RationalSystem):
         poles = _roots(system.a)
-        order, modes = torch.full_like(system.h_0, system.a.shape[1]).long(), (poles.imag >= 0).sum(-1)
+        order, modes = (
+            torch.full_like(system.h_0, system.a.shape[1]).long(),
+            torch.full_like(system.h_0, (system.a.shape[1] + 1) // 2).long(),
+        )
         gross = k.double()  # its state is no sum of modes that could cancel
     else:
         return None

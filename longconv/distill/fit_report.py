@@ -89,10 +89,15 @@ class FitReport:
         names = [field.name for field in dataclasses.fields(cls) if field.name != "length"]
         return cls(reports[0].length, **{name: torch.cat([getattr(r, name) for r in reports]) for name in names})
 
+    def order_for(self, tol: float) -> Tensor:
+        """The states that a relative Hankel-norm error of `tol` takes at least (AAK): the first d of
+        sigma_{d+1} <= tol sigma_1, (D,) float64; as many as there are singular values if none of them is as small."""
+        return (self.singular_values > tol * self.singular_values[:, :1]).sum(-1).double()
+
     def __getitem__(self, rows: slice) -> "FitReport":
         """The report on some of the filters."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return FitReport(**{name: v[rows] if isinstance(v, Tensor) else v for name, v in values.items()})
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain Python numbers and lists, for JSON."""

@@ -32,6 +32,32 @@ def plot_hankel(report: DistillReport, path: Path) -> Path:
     return path
 
 
+def plot_bounds(report: DistillReport, path: Path) -> Path:
+    """Hankel-norm error of every filter against what no recurrence of its order could beat."""
+    figure = Figure(figsize=(5.4, 5), layout="constrained")
+    axes = figure.subplots()
+    floor, lowest = 1e-12, 1.0
+    for n, fit in enumerate(fit for fit in report.layers if not fit.exact):
+        label = f"layer {fit.layer}" + (f", stage {fit.stage}" if fit.stage else "")
+        bound, reached = fit.fit.hankel_bound.clamp(min=floor), fit.fit.hankel_error.clamp(min=floor)
+        axes.loglog(bound, reached, ".", color=f"C{n % 10}", alpha=0.6, markersize=5, label=label)
+        lowest = min([lowest, *bound.tolist(), *reached.tolist()])
+    limits = (lowest / 2, 2)
+    axes.plot(limits, limits, color="0.3", linewidth=1, label="as good as can be")
+    axes.set(
+        xlabel=r"AAK bound $\sigma_{d+1} / \sigma_1$",
+        ylabel=r"reached: $\|H(k - \hat{k})\| / \|H(k)\|$",
+        title="Hankel-norm error of each filter",
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=130)
+    return path
+
+
 def plot_filters(report: DistillReport, path: Path, filters_per_layer: int = 3) -> Path:
     """Some filters of each layer, the worst fitted among them: original taps, and the fit drawn over them."""
     layers = report.layers
@@ -44,7 +70,9 @@ def plot_filters(report: DistillReport, path: Path, filters_per_layer: int = 3) 
             axes.plot(fit.kernel[d], color="0.65", linewidth=2.5, label="trained filter")
             axes.plot(fit.fitted[d], color="C3", linewidth=0.9, label="recurrence")
             error, order = fit.fit.relative_error[d].item(), int(fit.fit.order[d])
-            axes.set_title(f"layer {fit.layer}, channel {d}: {order} states, error {error:.1e}", fontsize=8)
+            axes.set_title(
+                f"layer {fit.layer}, channel {d}: {order} state{'s' * (order != 1)}, error {error:.1e}", fontsize=8
+            )
             axes.tick_params(labelsize=7)
             axes.set_xscale("symlog", linthresh=16)
     grid[0][0].legend(fontsize=7)

@@ -134,7 +134,31 @@ class LanguageModelling:
         if device is None:
             first = next(iter(model.parameters()), None) if isinstance(model, torch.nn.Module) else None
             device = "cpu" if first is None else first.device
-        return evaluate(model, self._batches(split, batch_size, max_batches, device), self.tokenizer.token_bytes)
+        batches = self.batches(split, batch_size=batch_size, max_batches=max_batches, device=device)
+        return evaluate(model, batches, self.tokenizer.token_bytes)
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int = 8,
+        max_batches: int | None = None,
+        device: torch.device | str = "cpu",
+        doing: str = "evaluate",
+    ) -> Iterator[dict[str, Tensor]]:
+        """Collated batches of the blocks of `split`, in order, or the first `max_batches` of them.
+
+        `doing` is what the progress bar says, which appears on a terminal.
+        """
+        blocks = self._blocks(split)
+        batches: Iterable[dict[str, Tensor]] = torch.utils.data.DataLoader(
+            blocks, batch_size=batch_size, collate_fn=self.collate
+        )
+        count = -(-len(blocks) // batch_size)
+        count = count if max_batches is None else min(count, max_batches)
+        bar = require("tqdm").tqdm(batches, total=count, desc=f"{doing} {split}", disable=None, leave=False)
+        for _, batch in zip(range(count), bar, strict=False):
+            yield {name: tensor.to(device) for name, tensor in batch.items()}
 
     def preprocess_logits_for_metrics(self, logits: Any, labels: Tensor) -> Tensor:
         """For `transformers.Trainer`, with `compute_metrics`: keep one number per token instead of V logits."""
@@ -189,16 +213,3 @@ class LanguageModelling:
             write_blocks(folder, self.stream(split), self.length, context, keep_tail=not train)
 
         return read_blocks(cache.fetch(self.cache_dir / f"blocks-{key}", write))
-
-    def _batches(
-        self, split: str, batch_size: int, max_batches: int | None, device: torch.device | str
-    ) -> Iterator[dict[str, Tensor]]:
-        blocks = self._blocks(split)
-        batches: Iterable[dict[str, Tensor]] = torch.utils.data.DataLoader(
-            blocks, batch_size=batch_size, collate_fn=self.collate
-        )
-        count = -(-len(blocks) // batch_size)
-        count = count if max_batches is None else min(count, max_batches)
-        bar = require("tqdm").tqdm(batches, total=count, desc=f"evaluate {split}", disable=None, leave=False)
-        for _, batch in zip(range(count), bar, strict=False):
-            yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -79,7 +79,7 @@ def test_train_then_distill_evaluate_generate_info(run_folder, corpus, tmp_path,
     assert cli.main(["distill", str(model), str(distilled), "--order", "4", "--report", str(report)]) == 0
     assert "relative L2 error" in capsys.readouterr().out
     assert load_model(distilled).config.layer_options["0"]["filter"]["name"] == "modal"
-    assert sorted(path.name for path in report.iterdir()) == ["filters.png", "hankel.png", "report.json"]
+    assert sorted(path.name for path in report.iterdir()) == ["bounds.png", "filters.png", "hankel.png", "report.json"]
 
     assert cli.main(["evaluate", str(distilled), "--data", str(corpus), "--json-output"]) == 0
     metrics = json.loads(capsys.readouterr().out)
@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(run_folder, tmp_path, corpus, capsys):
     assert "no model folder" in fails(capsys, "distill", nothing, nothing)
     assert "no model folder" in fails(capsys, "generate", nothing)
     assert "no model folder" in fails(capsys, "info", nothing)
-    assert "exactly one of order and tol" in fails(capsys, "distill", model, nothing, "--order", "2", "--tol", "0.1")
+    assert "not order and tol" in fails(capsys, "distill", model, nothing, "--order", "2", "--tol", "0.1")
     assert "length 999 is longer than" in fails(capsys, "evaluate", model, "--data", str(corpus), "--length", "999")
     assert "temperature must not be negative" in fails(capsys, "generate", model, "--temperature", "-1")
     assert "nothing to resume" in fails(capsys, *train, "--resume")
@@ -190,3 +190,19 @@ def test_unknown_options_are_refused(capsys):
         cli.main(["train", "--output", "x", "--hiden-size", "3"])
     assert exit_.value.code != 0
     assert "hiden-size" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_distil_by_a_budget_and_by_what_predictions_lose(run_folder, corpus, tmp_path, capsys):
+    common = ["--calibration", str(corpus), "--calibration-batches", "1", "--max-order", "8"]
+    report = tmp_path / "report"
+    model = str(run_folder / "model")
+    assert cli.main(["distill", model, str(tmp_path / "a"), "--state-size", "40", *common]) == 0
+    assert "state of 40 numbers" in capsys.readouterr().out
+    assert load_model(tmp_path / "a").config.layer_options
+    assert cli.main(["distill", model, "--logit-error", "0.5", "--report", str(report), *common]) == 0
+    assert "<- chosen" in capsys.readouterr().out
+    search = json.loads((report / "search.json").read_text())
+    assert search["reached"]
+    assert search["chosen"]["agreement"]["logit_error"] <= 0.5
+    assert "give a folder" in fails(capsys, "distill", model)
+    assert "calibration-batches" in fails(capsys, "distill", model, "x", "--kl", "1", "--calibration-batches", "0")

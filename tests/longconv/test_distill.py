@@ -101,7 +101,7 @@ def test_report_as_table_json_and_plots(distilled, tmp_path):
     _, _, report = distilled
     assert str(report).count("\n") == 3
     paths = report.save(tmp_path / "report")
-    assert [path.name for path in paths] == ["report.json", "hankel.png", "filters.png"]
+    assert [path.name for path in paths] == ["report.json", "hankel.png", "bounds.png", "filters.png"]
     data = json.loads(paths[0].read_text())
     layer = data["layers"][1]
     assert layer["layer"] == 1
