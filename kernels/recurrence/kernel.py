@@ -95,7 +95,7 @@ def _kernel(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -
 
 def _of_channels(poles: Tensor, residues: Tensor, passthrough: Tensor, length: int) -> Tensor:
     dtype = _working_dtype(poles, residues, passthrough)
-    D, taps = poles.shape[0], length - 1
+    taps = length - 1
     first = passthrough.to(dtype)[:, None]
     if taps == 0:
         return first.clone()  # an operator's output must not share memory with its inputs
