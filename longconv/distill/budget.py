@@ -33,7 +33,7 @@ def allocate(curves: Sequence[ErrorCurves], budget: int, weights: Weights = "abs
     """The states that minimise the sum of weight x squared error over all filters, within a budget.
 
     See `knapsack.choose`: the optimum where that lies on the lower convex hulls of the curves, and otherwise above it
-    by less than the one step that could not be paid. Orders that are not fitted count with their bounds.
+    by less than the one step that could not be paid. Orders that are not fitted yet count with their estimates.
 
     Args:
         curves: of the banks.
@@ -179,7 +179,7 @@ class _Search:
         """`allocate`, with everything fitted that it comes to."""
         while True:
             states = allocate(self.curves, budget, self.weights)
-            # Fits are worse than their bounds, so others may pay better now.
+            # Fits that are worse than estimated may leave others that pay better.
             fitted = [bank.fit(n, self.progress) for bank, n in zip(self.curves, states, strict=True)]
             if not any(fitted):
                 return states
@@ -217,8 +217,8 @@ class _Search:
         """Real numbers of state of one sequence."""
         total, kept = 0, self.kept(states)
         for bank, n in zip(self.curves, states, strict=True):
-            stays = bank.layer in kept and bank.kept_states is not None
-            total += int((bank.kept_states if stays else n).sum()) * bank.copies
+            stored = bank.kept_states if bank.layer in kept and bank.kept_states is not None else n
+            total += int(stored.sum()) * bank.copies
         return total
 
     def fits(self, states: list[Tensor]) -> list[LayerFit]:

@@ -13,8 +13,8 @@ from longconv.filters import ModalFilter, Modes
 
 from .bank import map_parallel, pieces_of
 from .exact import keep
-from .fit import distill_filter
-from .fit_report import FitReport, error_bound, numerical_rank, ratio
+from .fit import check_method, distill_filter
+from .fit_report import FitReport, numerical_rank, ratio
 from .hankel import check_taps
 from .hankel_svd import hankel_sections
 from .model import long_filter_layers
@@ -23,6 +23,7 @@ from .report import LayerFit
 Progress = Callable[[str], None]
 
 _LADDER = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_ROUNDING = 1e-12  # of a sum of squares
 
 
 def ladder(max_order: int) -> list[int]:
@@ -38,9 +39,10 @@ class ErrorCurves:
 
     The cost is what a stream stores: two real numbers for each mode, for a real pole too, which is one state.
 
-    An order is fitted when it is asked for (`fit`, `complete`). Until then its error is the lower bound that the Hankel
-    singular values give (`FitReport.error_bound`). That tells which orders need no fit at all: what does not pay with
-    an error that is too small would not pay with the true one.
+    An order is fitted when it is asked for (`fit`, `complete`). Until then its error is estimated. The Hankel singular
+    values beyond that order bound it from below (`FitReport.error_bound`), by a factor that differs between filters but
+    hardly between the orders of one, and that the next lower order that has been fitted tells (no states at all, if
+    nothing else). So `allocate` needs fits of few orders but those that it comes to.
 
     Orders above a filter's numerical rank are not tried. A filter that is a recurrence of modes already, of at most
     `max_order` states, is its own fit of that many.
@@ -60,7 +62,7 @@ class ErrorCurves:
         kept_states: (D,) what that stores.
 
     Raises:
-        ValueError: max_order or copies < 1, or taps that are not finite and real (D, L).
+        ValueError: an unknown method, max_order or copies < 1, or taps that are not finite and real (D, L).
     """
 
     def __init__(
@@ -77,12 +79,13 @@ class ErrorCurves:
         if max_order < 1 or copies < 1:
             raise ValueError(f"max_order and copies must be at least 1, got {max_order} and {copies}")
         check_taps(kernel)
-        # Values that come out too low make the bounds low, which costs no more than a fit that was not needed.
+        check_method(method, {})
+        # In one pass: good enough for estimates.
         sections = map_parallel(lambda rows: hankel_sections(rows, max_order + 1, thorough=False), pieces_of(kernel))
         self.sigma = torch.cat([section.sigma for section in sections])
         self.kernel, self.method, self.max_order, self.copies = kernel, method, max_order, copies
         self.layer, self.stage = layer, stage
-        D, L = kernel.shape
+        D = len(kernel)
         norm, rank = torch.linalg.vector_norm(kernel.double(), dim=-1), numerical_rank(kernel, self.sigma)
         self.norm, self.rank, self._rungs = norm.cpu(), rank.cpu(), torch.tensor(ladder(max_order))
         # A column for each rung, and the last for filters that are recurrences themselves.
@@ -90,13 +93,11 @@ class ErrorCurves:
         # At least a mode for every two states; with real poles it will be more.
         states = 2 * ((torch.minimum(self._rungs, self.rank[:, None]) + 1) // 2)
         self._states = nn.functional.pad(states, (0, 1))
+        # Of the rungs above the rank one is enough.
+        useful = self.rank[:, None] > nn.functional.pad(self._rungs[:-1], (1, 0), value=-1)
+        self._tails = nn.functional.pad(_tails(kernel, self.sigma, self._rungs), (0, 1))
         self._error = torch.full((D, columns), torch.inf, dtype=torch.float64)
-        for column, order in enumerate(self._rungs.tolist()):
-            bound = error_bound(self.sigma, torch.full_like(rank, order), L - 1, norm).cpu()
-            # Of the rungs above the rank one is enough.
-            useful = self.rank > (self._rungs[column - 1] if column else -1)
-            self._error[:, column] = torch.where(useful, bound, torch.inf)
-        self._fitted = self._error.isinf()
+        self._fitted = nn.functional.pad(~useful, (0, 1), value=True)
         self._fits: list[tuple[ModalFilter, Tensor]] = []
         self._place = torch.zeros(D, columns, 2, dtype=torch.long)  # which of the fits, and which row of it
         every, none = torch.arange(D), torch.zeros(D, 0, dtype=torch.complex128, device=kernel.device)
@@ -127,10 +128,10 @@ class ErrorCurves:
     @property
     def error(self) -> Tensor:
         """(D, R) float64, relative L2 error of the taps with so many `states`: descending."""
-        return self._error.gather(1, self._best())
+        return self._errors().gather(1, self._best())
 
     def fit(self, states: Tensor, progress: Progress | None = None) -> bool:
-        """Fit each filter with these (D,) of its `states` where their errors are bounds; tell whether any were."""
+        """Fit each filter with these (D,) of its `states` where there are only estimates; tell whether any were."""
         columns = self._columns(states)
         rows = (~self._fitted.gather(1, columns[:, None])[:, 0]).nonzero()[:, 0]
         return self._fit(rows, columns[rows], progress)
@@ -188,11 +189,22 @@ class ErrorCurves:
     def _dtype(self) -> torch.dtype:
         return torch.float64 if self.kernel.dtype == torch.float64 else torch.float32
 
+    def _errors(self) -> Tensor:
+        """(D, R) what the table holds, and estimates where there is no fit."""
+        errors, factor = self._error.clone(), torch.ones(len(self), dtype=torch.float64)
+        for column in range(len(self._rungs)):
+            fitted, tail = self._fitted[:, column], self._tails[:, column]
+            errors[:, column] = torch.where(fitted, errors[:, column], factor * tail)
+            known = fitted & errors[:, column].isfinite() & (tail > 0)
+            factor = torch.where(known, errors[:, column] / torch.where(known, tail, 1.0), factor)
+        return errors
+
     def _best(self) -> Tensor:
         """(D, R) the columns in the order of their states, each replaced by the one of least error up to it."""
-        order = self._error.sort(dim=1, stable=True).indices
+        errors = self._errors()
+        order = errors.sort(dim=1, stable=True).indices
         order = order.gather(1, self._states.gather(1, order).sort(dim=1, stable=True).indices)
-        error = self._error.gather(1, order)
+        error = errors.gather(1, order)
         best = torch.zeros_like(order)
         for column in range(1, order.shape[1]):
             before = best[:, column - 1]
@@ -225,6 +237,21 @@ class ErrorCurves:
         self._fitted[rows, column] = True
         self._place[rows, column, 0], self._place[rows, column, 1] = len(self._fits), torch.arange(len(rows))
         self._fits.append((modal, counts))
+
+
+def _tails(kernel: Tensor, sigma: Tensor, orders: Tensor) -> Tensor:
+    """`error_bound` for each of the orders (D, len(orders)), with the singular values that sigma does not have."""
+    g = kernel[:, 1:].double()
+    M = g.shape[1]
+    # ||H||_F^2 counts each tap once per place on its antidiagonal.
+    rising = torch.arange(1, M + 1, device=g.device)
+    places = torch.minimum(rising, rising.flip(0)).clamp(max=max(1, M - M // 2))
+    whole = (g.square() * places).sum(-1, keepdim=True)
+    squares = sigma.square()
+    beyond = (whole * (1 - _ROUNDING) - squares.sum(-1, keepdim=True)).clamp(min=0)
+    tails = nn.functional.pad(squares.flip(-1).cumsum(-1).flip(-1), (0, 1)) + beyond
+    norm = torch.linalg.vector_norm(kernel.double(), dim=-1, keepdim=True)
+    return ratio(tails[:, orders.to(g.device)].sqrt(), norm * max(1, M - M // 2) ** 0.5).cpu()
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ def sensitivity(model: Any, batches: Iterable[Mapping[str, Tensor]], *, seed: in
 
     It is the relation between filters that matters here. Measured on two small models trained on text (Hyena with
     smooth filters; Hyena, MultiHyena and SGConv with rough ones), at budgets of 2 to 35 % of the states of order 64, on
-    other text: orders chosen by it leave 0.36 to 0.75 of the divergence that unweighted errors lead to, 0.40 to 0.83
-    of that of weights E u^2 by the filter's input, 0.34 to 0.74 of that of one weight for each bank from the measured
-    divergence of a rough fit of it alone, and 0.9 to 1.35 of that of the whole quadratic form in each filter's error.
+    other text: orders chosen by it leave 0.38 to 0.73 of the divergence that unweighted errors lead to, 0.40 to 0.83
+    of that of weights E u^2 by the filter's input, 0.33 to 0.75 of that of one weight for each bank from the measured
+    divergence of a rough fit of it alone, and 0.88 to 1.33 of that of the whole quadratic form in each filter's error.
 
     Args:
         model: a causal language model of `longconv.models`, on the device of the batches; left as it is.

@@ -134,17 +134,19 @@ def test_curves_of_exact_recurrences():
     assert fit.fit.modes.tolist() == [1, 1, 2, 0]
 
 
-def test_curves_are_bounds_until_they_are_fits(model):
-    (bounds, _), (fits, _) = (error_curves(model, method="hankel", max_order=16) for _ in range(2))
+def test_curves_are_estimates_until_they_are_fits(model):
+    (guess, _), (fits, _) = (error_curves(model, method="hankel", max_order=16) for _ in range(2))
     kernel = model.model.layers[0].mixer.long_filters[0](96).detach().double()
     fits.complete()
-    for curves in (bounds, fits):
+    for curves in (guess, fits):
         assert (curves.error.diff(dim=1) <= 0).all()
         assert (curves.states.diff(dim=1) >= 0).all()
         assert (curves.states[:, 0] == 0).all()
+    # With nothing but the error of no states known, an estimate is right within a factor of two.
     for d in range(8):
         for states, error in zip(fits.states[d], fits.error[d], strict=True):
-            assert bounds.error[d][bounds.states[d] <= states].min() <= error + 1e-12
+            guessed = guess.error[d][guess.states[d] <= states].min()
+            assert 0.5 * error < guessed < 2 * error
     # What a column says is what the filter does.
     for column in (0, 3, fits.states.shape[1] - 1):
         states = fits.states[:, column]
@@ -153,7 +155,7 @@ def test_curves_are_bounds_until_they_are_fits(model):
         assert torch.equal(2 * fits.report(states).fit.modes, states)
         assert relative_l2(fits.report(states).fit.relative_error, fits.error[:, column]) < 1e-4
     with pytest.raises(ValueError, match="not all of these are fitted yet"):
-        bounds.modal(bounds.states[:, -1])
+        guess.modal(guess.states[:, -1])
     with pytest.raises(ValueError, match="must be one of those that the filter can have"):
         fits.modal(torch.full((8,), 7))
 
@@ -214,13 +216,20 @@ def test_allocation_refuses_what_does_not_fit(curves):
             allocate(curves, *options)
 
 
-def test_fitting_on_demand_comes_to_the_same_orders(model, curves):
-    for budget in (20, 150, 600):
+def test_fitting_on_demand_is_worth_as_much_as_fitting_everything(model, curves):
+    def loss(states, banks):
+        columns = [
+            (bank.states == n[:, None]).long().argmax(1, keepdim=True) for bank, n in zip(banks, states, strict=True)
+        ]
+        missed = [bank.norm * bank.error.gather(1, c)[:, 0] for bank, c in zip(banks, columns, strict=True)]
+        return float(torch.cat(missed).square().sum())
+
+    for budget in (40, 150, 300):
         _, report, search = distill_to_budget(model, state_size=budget, method="hankel", max_order=16)
         assert search.chosen.state_size <= budget
-        expected = allocate(curves, budget)
-        reached = [(2 * fit.fit.modes).tolist() for fit in report.layers]
-        assert reached == [n.tolist() for n in expected]
+        missed = [torch.linalg.vector_norm(fit.fitted - fit.kernel) for fit in report.layers]
+        reached = float(torch.stack(missed).square().sum())
+        assert reached <= loss(allocate(curves, int(0.85 * budget)), curves)
 
 
 def test_sensitivity_is_what_random_errors_do():
@@ -379,7 +388,7 @@ def test_bad_options_are_named(model):
         (lambda: distill_to_tolerance(model, batches, kl=0.0), "kl must be positive, got 0.0"),
         (lambda: distill_to_tolerance(model, batches, kl=float("nan")), "kl must be positive"),
         (lambda: distill_to_tolerance(model, [], kl=1.0), "no token is predicted"),
-        (lambda: distill_to_budget(model, state_size=9, method="magic"), "unknown distillation method 'magic'"),
+        (lambda: distill_to_budget(model, state_size=0, method="magic"), "unknown distillation method 'magic'"),
         (lambda: distill_to_budget(model, state_size=9, length=97), "length must be in 1..max_length = 96"),
         (lambda: distill_to_budget(model, state_size=9, max_order=0), "max_order and copies must be at least 1"),
         (lambda: distill_to_budget(build("attention"), state_size=9), "no long filter to distil"),
