@@ -39,6 +39,7 @@ def run(
     orders: tuple[int, ...] = (4, 8, 16, 32, 64),
     tols: tuple[float, ...] = (1e-1, 1e-2, 1e-3),
     max_order: int = 64,
+    gradient_steps: int = 30_000,
     minutes: float = 3.0,
     finetune_minutes: float = 0.3,
     finetune_order: int = 4,
@@ -64,6 +65,7 @@ def run(
         orders: real states per filter to distil to.
         tols: relative L2 errors to distil to.
         max_order: most states of a filter with `tols`.
+        gradient_steps: of the method "gradient"; its paper's number takes hours on a CPU.
         minutes: training time of each model. One that is in `folder` already is not trained again.
         finetune_minutes: how long the student of `finetune_order` is fine-tuned, towards what its teacher predicts on
             training text; 0 for not at all.
@@ -87,7 +89,12 @@ def run(
         ValueError: an unknown model or method, a number out of range, a folder with models of other options, or an
             existing CSV file with other columns.
     """
-    for name, numbers in (("orders", orders), ("max_order", (max_order,)), ("blocks", (blocks,))):
+    for name, numbers in (
+        ("orders", orders),
+        ("max_order", (max_order,)),
+        ("blocks", (blocks,)),
+        ("gradient_steps", (gradient_steps,)),
+    ):
         if any(number < 1 for number in numbers):
             raise ValueError(f"{name} must be at least 1, got {numbers}")
     if not models or not methods or not (orders or tols):
@@ -123,7 +130,7 @@ def run(
         del context["memory"]
         for name, config in recipes.items():
             console.print(f"\n[bold]{name}[/]", highlight=False)
-            subject = Subject.prepare(name, config, blocks)
+            subject = Subject.prepare(name, config, blocks, {"gradient": {"steps": gradient_steps}})
             found = []
             settings = [{"order": order} for order in orders] + [{"tol": tol} for tol in tols]
             for method, setting in itertools.product(methods, settings):
@@ -150,16 +157,17 @@ class Subject:
     task: Any
     batches: list[dict[str, Tensor]]
     recorded: Recorded
+    options: dict[str, dict[str, Any]]
 
     @classmethod
-    def prepare(cls, name: str, config: TrainConfig, blocks: int) -> "Subject":
-        """Train the model, or find it trained, and let it predict the test text."""
+    def prepare(cls, name: str, config: TrainConfig, blocks: int, options: dict[str, dict[str, Any]]) -> "Subject":
+        """Train the model, or find it trained, and let it predict the test text; `options` are of the methods."""
         teacher, task = trained(config)
         split = task.splits()["test"]
         count = min(blocks, len(split))
         split = split.select([i * len(split) // count for i in range(count)])
         batches = list(DataLoader(split, batch_size=4, collate_fn=task.collate))
-        return cls(name, config, teacher, task, batches, Recorded(teacher, batches))
+        return cls(name, config, teacher, task, batches, Recorded(teacher, batches), options)
 
     def measure(
         self,
@@ -172,7 +180,8 @@ class Subject:
     ) -> QualityRow:
         """Distil and compare."""
         started = time.perf_counter()
-        student, _ = distill(self.teacher, order=order, tol=tol, max_order=max_order, method=method)
+        options = self.options.get(method, {})
+        student, _ = distill(self.teacher, order=order, tol=tol, max_order=max_order, method=method, **options)
         seconds = time.perf_counter() - started
         return self._row(context, student, method, order, tol, max_order, distill_seconds=round(seconds, 3))
 
@@ -182,7 +191,7 @@ class Subject:
         start, tuned = folder / f"distilled-{method}-{order}", folder / f"fine-tuned-{method}-{order}"
         shutil.rmtree(tuned, ignore_errors=True)  # of a student that was another, perhaps
         started = time.perf_counter()
-        student, _ = distill(self.teacher, order=order, method=method)
+        student, _ = distill(self.teacher, order=order, method=method, **self.options.get(method, {}))
         seconds = time.perf_counter() - started
         save_model(student, start, self.task.tokenizer)
         config = TrainConfig(
@@ -237,7 +246,7 @@ class Subject:
             parameters=sum(p.numel() for p in self.teacher.parameters()),
             train_seconds=round(log["seconds"], 1),
             train_updates=log["step"],
-            method=method,
+            method=" ".join([method, *(f"({name}={value})" for name, value in self.options.get(method, {}).items())]),
             order=order,
             tol=tol,
             max_order=max_order,

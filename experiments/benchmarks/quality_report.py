@@ -29,7 +29,7 @@ class QualityRow:
         model: name of the teacher.
         parameters: of the teacher.
         train_seconds: how long it was trained, in `train_updates` updates.
-        method: of the distillation.
+        method: of the distillation, with its options.
         order: real states of every filter, at most; or else
         tol: relative L2 error asked of every filter.
         max_order: the limit with `tol`.

@@ -109,6 +109,17 @@ def test_a_trained_model_is_not_trained_again_and_an_interrupted_one_goes_on(ran
     assert [config.resume for config in calls] == [False, True]
 
 
+def test_the_gradient_method_takes_the_steps_it_is_given(ran, tmp_path):
+    _, options, _ = ran
+    few = {"models": ("multihyena",), "methods": ("gradient",), "orders": (4,), "tols": (), "finetune_minutes": 0.0}
+    errors = []
+    for steps in (1, 100):
+        (row,) = quality.run(**{**options, **few, "gradient_steps": steps, "output": tmp_path / "rows.csv"})
+        assert (row.method, row.states_max) == (f"gradient (steps={steps})", 4)
+        errors.append(row.filter_error)
+    assert errors[1] < errors[0]
+
+
 def test_used_states_count_real_poles_once_and_padding_not():
     poles = torch.tensor([[0.5 + 0.5j, -0.5 + 0j, 0.9 + 0j, 0j, 0.3j]])
     residues = torch.tensor([[1 + 0j, 1 + 0j, 2 + 0j, 1 + 0j, 0j]])
@@ -140,6 +151,7 @@ def test_every_recipe_makes_a_model_with_long_filters(tmp_path):
         ({"models": ("hyena",)}, "models: unknown 'hyena'; known: hyena-smooth"),
         ({"methods": ("magic",)}, "methods: unknown 'magic'; known: "),
         ({"orders": (0,)}, "orders must be at least 1"),
+        ({"gradient_steps": 0}, "gradient_steps must be at least 1"),
         ({"orders": (), "tols": ()}, "one of orders or tols"),
         ({"finetune_order": 0}, "finetune_order at least 1"),
         ({"hidden_size": 18}, "hidden_size must be a multiple of 4 for multihyena"),
