@@ -8,6 +8,7 @@ tcnca.py     TCNCA's stack of dilated convolutions: MEGA's moving average by FFT
 decode.py    a token of distilled Hyena: Hyena with its history, attention, GPT-2 (decode_contestants.py); their states
              without a prefill (decode_states.py), gate, memory, time (decode_measure.py), table (decode_report.py)
 stages.py    where its time goes on a CPU, against the floor of its transforms
+distill.py   methods of distillation, at equal order: the published one
 quality.py   what distillation costs language models (quality_models.py), on text; tables and plot: quality_report.py
 harness.py   what they share: oracle gate, interleaved timing, peak memory
 report.py    the columns of a row, CSV file, table and plot
@@ -17,13 +18,14 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import decode, dilated, fftconv, quality, stages, tcnca
+from . import decode, dilated, distill, fftconv, quality, stages, tcnca
 
 #: The functions behind `longconv bench NAME`.
 BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
     "fftconv": fftconv.run,
     "dilated": dilated.run,
     "tcnca": tcnca.run,
+    "distill": distill.run,
     "quality": quality.run,
     "decode": decode.run,
     "stages": stages.run,
