@@ -23,6 +23,7 @@ from longconv.experiments.decoding import time_in_turns
 
 from .decode_contestants import CONTESTANTS, DISTILLED, SIZES, Decoder, Size, build
 from .decode_measure import (
+    ATTEMPTS,
     BURST,
     COMPARED_CONTEXT,
     GATE_LIMIT,
@@ -61,7 +62,7 @@ CPU_SIZES, GPU_SIZES = ("small",), ("1.3b", "125m", "355m")
 CPU_BATCHES, GPU_BATCHES = ("max", "1", "8"), ("max", "1")
 CPU_CONTEXTS, GPU_CONTEXTS = (256, 1024, 4096, 16384, 65536), (256, 2048, 16384, 65536)
 # The tables need so many columns, which a file has too.
-WIDTH = 110
+WIDTH = 116
 # A turn is about so many seconds long, and there are so many. With the largest batch there are fewer, since to fill the
 # memory takes longer than a turn.
 CPU_SECONDS, GPU_SECONDS = 0.3, 0.1
@@ -301,7 +302,8 @@ class Entrants:
         batch = most if batches == "max" else int(batches)
         if not 1 <= batch <= most:
             return Outcome("does not fit", 0, state_bytes=memory.state, shared_bytes=memory.shared)
-        return admit(point, batch, memory, vocabulary, device, self._say)
+        attempts = ATTEMPTS if batches == "max" else 1
+        return admit(point, batch, attempts, self.budget, memory, vocabulary, device, self._say)
 
 
 def _check_arguments(

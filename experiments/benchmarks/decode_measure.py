@@ -25,7 +25,7 @@ COMPARED_CONTEXT = 256
 # another one makes none faster, and a token takes seconds.
 TRIAL, MOST_SEQUENCES = 256, 16384
 # The largest batch leaves that part of the memory free, and is made smaller so often, by that much, if it does not fit.
-MARGIN, ATTEMPTS, SHRINK = 0.05, 6, 0.85
+MARGIN, ATTEMPTS, SHRINK = 0.05, 6, 0.9
 
 
 # --- Gate -------------------------------------------------------------------------------------------------------------
@@ -139,19 +139,19 @@ class Point(NamedTuple):
 
 
 def admit(
-    point: Point, batch: int, memory: Memory, vocabulary: int, device: torch.device, say: Callable[[str], None]
-) -> Outcome:
+    point: Point, batch: int, attempts: int, budget: float, memory: Memory, vocabulary: int, device: torch.device,
+    say: Callable[[str], None],
+) -> Outcome:  # fmt: skip
     """Decode with that batch for the first time: peak memory and rare steps; or what is wrong with it.
 
-    A batch that does not fit after all is made smaller.
+    A batch that takes more bytes than the budget after all, or than there are, is made smaller `attempts` - 1 times.
     """
     status: Status = "out of memory"
-    for _ in range(ATTEMPTS):
+    for _ in range(attempts):
         try:
-            return _admitted(point, batch, memory, vocabulary, device)
+            return _admitted(point, batch, budget, memory, vocabulary, device)
         except torch.OutOfMemoryError as error:
-            message = str(error).splitlines()[0]
-            batch = int(batch * SHRINK)
+            message, batch = str(error).splitlines()[0], int(batch * SHRINK)
         except Exception as error:  # transformers may raise whatever it likes; the others go on without it
             status, message = "failed", f"{type(error).__name__}: {error}"
             break
@@ -159,15 +159,19 @@ def admit(
             return_free_memory()
         if batch == 0:
             break
-    say(f"{status}: {point.decoder.name}, context {point.context:,}, batch {batch}: {message[:300]}")
-    return Outcome(status, batch)
+    say(f"{status}: {point.decoder.name}, context {point.context:,}: {message[:300]}")
+    return Outcome(status, 0, state_bytes=memory.state, shared_bytes=memory.shared)
 
 
 @torch.inference_mode()
-def _admitted(point: Point, batch: int, memory: Memory, vocabulary: int, device: torch.device) -> Outcome:
+def _admitted(
+    point: Point, batch: int, budget: float, memory: Memory, vocabulary: int, device: torch.device
+) -> Outcome:
     decoder, context = point
     ids = _tokens((batch,), vocabulary, device)
     peak = peak_of(lambda: _two_tokens(decoder, ids, context), device)
+    if peak is not None and 1e6 * peak > budget:
+        raise torch.OutOfMemoryError(f"{batch} sequences take {peak:,.1f} MB, and {budget / 1e6:,.1f} MB are allowed")
     launches = start(point, batch, vocabulary, device).launches
     rare = _ms_rare(point, ids, device) if decoder.has_rare_steps else 0.0
     return Outcome("ok", batch, launches, memory.state, memory.shared, peak, rare)

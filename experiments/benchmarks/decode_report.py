@@ -181,7 +181,7 @@ def print_table(rows: Sequence[DecodeRow], console: Console) -> None:
     for (size, batches, context), block in itertools.groupby(rows, key=lambda r: (r.size, r.batches, r.context)):
         here = {row.contestant: row for row in block}
         table.add_section()
-        most = f"batch max of {next(iter(here.values())).memory_GB:g} GB" if batches == "max" else f"batch {batches}"
+        most = f"batch max of {next(iter(here.values())).memory_GB:.3g} GB" if batches == "max" else f"batch {batches}"
         table.add_row(f"[bold]{size}, context {context:,}, {most}[/]")
         for name, row in here.items():
             if row.ms_median is None:
@@ -294,10 +294,12 @@ def plot_decoding(rows: Sequence[DecodeRow], path: Path) -> None:
             _speed(most, [row for row in mine if row.batches == "max"], i, len(names))
             states = {row.context: row.state_MB for row in mine}
             contexts = sorted(states)
-            memory.plot(contexts, [states[c] for c in contexts], **_look(i), label=name)
+            memory.plot(_aside(contexts, i, len(names)), [states[c] for c in contexts], **_look(i), label=name)
+            if name in (DISTILLED, ATTENTION):
+                _annotate(most, [row for row in mine if row.batches == "max"], i)
         shape = f"{here[0].layers} layers of {here[0].width:,}"
         one.set_title(f"{size} ({shape}): one sequence", loc="left")
-        most.set_title(f"{size}: as many sequences as {here[0].memory_GB:g} GB take", loc="left")
+        most.set_title(f"{size}: as many (small numbers) as {here[0].memory_GB:.3g} GB take", loc="left")
         memory.set_title(f"{size}: state of one sequence", loc="left")
         one.set_ylabel("tokens per second")
         most.set_ylabel("tokens per second, all sequences")
@@ -325,13 +327,26 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def _speed(panel: Any, rows: Sequence[DecodeRow], i: int, count: int) -> None:
-    """One contestant's line, moved sideways a little so that the bars of all show."""
+    """One contestant's line, with bars."""
     rows = sorted(rows, key=lambda row: row.context)
-    x = [row.context * 2 ** (0.05 * (i - (count - 1) / 2)) for row in rows]
+    x = _aside([row.context for row in rows], i, count)
     look = _look(i)
     low, high = ([1e3 * r.batch / ms for r in rows if (ms := getattr(r, end))] for end in ("ms_max", "ms_min"))
     panel.vlines(x, low, high, color=look["color"], lw=0.9, alpha=0.7)
     panel.plot(x, [row.tokens_per_s for row in rows], **look)
+
+
+def _aside(contexts: Sequence[int], i: int, count: int) -> list[float]:
+    """Moved sideways a little, so that what is the same for several shows."""
+    return [context * 2 ** (0.06 * (i - (count - 1) / 2)) for context in contexts]
+
+
+def _annotate(panel: Any, rows: Sequence[DecodeRow], i: int) -> None:
+    """How many sequences there are: above the points of the first line, below those of another."""
+    style = {"xytext": (0, 7), "ha": "center"} if i == 0 else {"xytext": (-5, -9), "ha": "right"}
+    for row in rows:
+        where, color = (row.context, row.tokens_per_s), _look(i)["color"]
+        panel.annotate(f"{row.batch:,}", where, textcoords="offset points", fontsize=7.5, color=color, **style)
 
 
 def _axes(panel: Any, contexts: Sequence[int]) -> None:

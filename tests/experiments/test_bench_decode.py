@@ -218,18 +218,20 @@ def test_measured_memory_is_at_least_the_state(decoders):
 def test_a_batch_that_does_not_fit_is_made_smaller(decoders, monkeypatch):
     tried = []
 
-    def admitted(point, batch, *args):
-        tried.append(batch)
-        if batch > 70:
+    def two_tokens(decoder, ids, context):
+        tried.append(len(ids))
+        if len(ids) > 95:
             raise torch.OutOfMemoryError("no room")
-        return decode_report.Outcome("ok", batch)
 
-    monkeypatch.setattr(decode_measure, "_admitted", admitted)
+    monkeypatch.setattr(decode_measure, "_two_tokens", two_tokens)
+    monkeypatch.setattr(decode_measure, "peak_of", lambda call, device: (call(), tried[-1] / 80)[1])  # 12.5 kB each
     point, memory = decode_measure.Point(decoders[ATTENTION], T), decode_measure.Memory(1, 0, 1)
-    assert decode_measure.admit(point, 100, memory, 64, CPU, print).batch == 61
-    assert tried == [100, 85, 72, 61]
-    outcome = decode_measure.admit(point, 10_000, memory, 64, CPU, print)
-    assert outcome.status == "out of memory"
+    rest = (memory, TINY.vocabulary, CPU, print)
+    outcome = decode_measure.admit(point, 100, decode_measure.ATTEMPTS, 1e6, *rest)
+    assert tried == [100, 90, 81, 72]  # the first raises, the next two take more than a megabyte
+    assert (outcome.status, outcome.batch, outcome.peak_MB) == ("ok", 72, 0.9)
+    outcome = decode_measure.admit(point, 100, 1, 1e6, *rest)
+    assert (outcome.status, outcome.batch) == ("out of memory", 0)
 
 
 # --- Time -------------------------------------------------------------------------------------------------------------
