@@ -130,7 +130,11 @@ def run(
         raise ValueError("device 'cuda': torch finds no GPU here")
     on_gpu = device == "cuda"
     if smoke:
-        shapes, contexts, memory_gb = shapes or ("tiny",), contexts or (64, 256), memory_gb or 0.004
+        shapes, contexts, memory_gb = (
+            shapes or ("tiny",),
+            contexts or (64, 256),
+            0.004 if memory_gb is None else memory_gb,
+        )
         output = Path(tempfile.mkdtemp(prefix="longconv-bench-"), "decode.csv") if output is None else output
     shapes = shapes or (GPU_SIZES if on_gpu else CPU_SIZES)
     contexts = tuple(sorted(set(contexts or (GPU_CONTEXTS if on_gpu else CPU_CONTEXTS))))
@@ -320,7 +324,5 @@ def _check_arguments(
     for name, value in least.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if not batches:
-        raise ValueError("batches must be one or more, got none")
     if memory_gb is not None and not memory_gb > 0:
         raise ValueError(f"memory_gb must be positive, got {memory_gb}")
