@@ -14,8 +14,6 @@ import math
 import torch
 from torch import Tensor
 
-from .residues import geometric
-
 _RIDGE = 1e-13  # relative, on normalised columns
 
 
@@ -64,13 +62,13 @@ class Normal:
     norm: Tensor
 
     @classmethod
-    def of(cls, plain: Tensor, columns: Tensor) -> "Normal":
-        """From `Exponentials.sums` and the real columns there are."""
+    def of(cls, plain: Tensor, columns: Tensor, ridge: float = _RIDGE) -> "Normal":
+        """From `Exponentials.sums` and the real columns there are, plus ridge |c|^2 for columns of unit norm."""
         block = inner_products(*plain.chunk(2, dim=-1)) * (columns[:, :, None] & columns[:, None])
         norm = block.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
         norm = torch.where(norm > 0, norm, 1.0)
         block = block / (norm[:, :, None] * norm[:, None])
-        block.diagonal(dim1=1, dim2=2).add_(_RIDGE + (~columns).to(block.dtype))
+        block.diagonal(dim1=1, dim2=2).add_(ridge + (~columns).to(block.dtype))
         return cls(torch.linalg.cholesky_ex(block)[0], norm)
 
     def solve(self, rhs: Tensor) -> Tensor:
@@ -125,3 +123,11 @@ def power_sums(z: Tensor, count: int, slopes: bool) -> tuple[Tensor, ...]:
             s0 = s0 + zn
             zn, n = zn * z, n + 1
     return (s0, s1, s2) if slopes else (s0,)
+
+
+def geometric(ratio: Tensor, count: int) -> Tensor:
+    """(…) -> (…, count): ratio^0 .. ratio^(count-1), by doubling."""
+    table, square = torch.ones_like(ratio)[..., None], ratio[..., None]
+    while table.shape[-1] < count:
+        table, square = torch.cat([table, table * square], dim=-1), square * square
+    return table[..., :count]
