@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longconv.filters import set_state_dtype
+
 from .cache import LongConvCache
 from .engine_graph import Graphs
 from .engine_state import SlotStates
@@ -68,19 +70,30 @@ class DecodeEngine:
         slots: most sequences at a time. Memory is for all of them, from the beginning: `bytes_per_slot` each, and a row
             of logits.
         prefill_chunk: run prompts in chunks of so many tokens, which bounds the memory for long ones; None for whole.
+        state_dtype: of the recurrences' states from now on, in the model too: complex64 for half the memory, at an
+            error that `longconv.filters.RecurrentFilter` states; None for what the model has, by default complex128.
 
     Raises:
-        ValueError: slots or prefill_chunk below 1, a model in training mode, or one with a layer whose state grows; the
-            message names the layer.
+        ValueError: slots or prefill_chunk below 1, another state_dtype, a model in training mode, or one with a layer
+            whose state grows; the message names the layer.
     """
 
-    def __init__(self, model: Any, slots: int, *, prefill_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        *,
+        prefill_chunk: int | None = None,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots must be at least 1, got {slots}")
         if prefill_chunk is not None and prefill_chunk < 1:
             raise ValueError(f"prefill_chunk must be at least 1 or None, got {prefill_chunk}")
         if model.training:
             raise ValueError("model is in training mode: call model.eval() first")
+        if state_dtype is not None:
+            set_state_dtype(model, state_dtype)
         self.model, self.slots, self.prefill_chunk = model, slots, prefill_chunk
         self.requests: list[Request | None] = [None] * slots
         limits = [block.mixer.max_length for block in model.base_model.layers]

@@ -8,6 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from longconv.distill import distill
+from longconv.filters import set_state_dtype
 from longconv.models import DecodeEngine, LongConvCache, LongConvConfig, LongConvForCausalLM, SamplingOptions
 
 V = 37
@@ -366,3 +367,19 @@ def test_a_step_never_looks_at_a_value(served, width):
         engine._advance(2, width)
     assert {"embedding", "argmax"} <= watch.seen
     assert not watch.seen & {"_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero"}
+
+
+def test_states_of_half_the_memory(model):
+    ids = prompt(6)
+    options = SamplingOptions(max_new_tokens=8)
+    whole = DecodeEngine(model, slots=2)
+    try:
+        half = DecodeEngine(model, slots=2, state_dtype=torch.complex64)
+        assert {state.dtype for state in half._states.tensors().values() if state.is_complex()} == {torch.complex64}
+        assert half.bytes_per_slot < 0.6 * whole.bytes_per_slot
+        (_, request), = half.generate([ids], options)  # fmt: skip
+        assert request.tokens == alone(model, ids, 8)
+        with pytest.raises(ValueError, match="complex64 or complex128"):
+            DecodeEngine(model, slots=1, state_dtype=torch.bfloat16)
+    finally:
+        set_state_dtype(model, torch.complex128)
