@@ -219,7 +219,11 @@ def distill(
         else:
             tol = 1e-3 if order is None and tol is None else tol
             student, fits = distillation.distill(teacher, order=order, tol=tol, progress=progress, **shared)
+    missed = 0 if tol is None else sum(int((fit.fit.relative_error > tol).sum()) for fit in fits.layers)
     print(f"distilled in {time.perf_counter() - started:.1f} s, state of {fits.state_size:,} numbers\n{fits}")
+    if missed:
+        total = sum(len(fit.fit.order) for fit in fits.layers)
+        print(f"{missed:,} of {total:,} filters are not within {tol:g} with the most states allowed, {max_order}")
     if search is not None:
         print(search)
     if output is not None:

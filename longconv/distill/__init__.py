@@ -1,16 +1,16 @@
 """Distillation: from trained long filters to recurrences that generate with constant memory and time per token.
 
-fit.py fits one bank of filters, by the methods in best.py, hankel.py, ...; exact.py keeps those that are recurrences
-already; model.py walks a model and swaps its filters; budget.py chooses their orders; report.py says how well it went,
-compare.py what it does to the predictions.
+fitting/ fits one bank of filters, by several methods; exact.py keeps those that are recurrences already; model.py walks
+a model and swaps its filters; budget.py chooses their orders; report.py says how well it went, compare.py what it does
+to the predictions.
 """
 
 from .budget import BudgetSearch, allocate, distill_to_budget, distill_to_tolerance
 from .compare import Agreement, Recorded, compare
 from .curves import ErrorCurves, error_curves
-from .fit import METHODS, distill_filter
-from .fit_report import FitReport
-from .hankel import hankel_singular_values
+from .fitting.fit import METHODS, distill_filter
+from .fitting.hankel import hankel_singular_values
+from .fitting.report import FitReport
 from .model import distill
 from .report import DistillReport, LayerFit
 

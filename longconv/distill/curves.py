@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from longconv.filters import ModalFilter, Modes
 
-from .bank import map_parallel, pieces_of
 from .exact import keep
-from .fit import check_method, distill_filter
-from .fit_report import FitReport, numerical_rank, ratio
-from .hankel import check_taps
-from .hankel_svd import hankel_sections
+from .fitting.bank import map_parallel, pieces_of
+from .fitting.fit import check_method, distill_filter
+from .fitting.hankel import check_taps
+from .fitting.hankel_svd import hankel_sections
+from .fitting.report import FitReport, numerical_rank, ratio
 from .model import long_filter_layers
 from .report import LayerFit
 

@@ -9,8 +9,8 @@ from longconv.filters import Modes
 from longconv.filters.rtf import RationalSystem
 from longconv.kernels.recurrence import modal_kernel
 
-from .fit_report import FitReport, numerical_rank
-from .hankel import hankel_singular_values
+from .fitting.hankel import hankel_singular_values
+from .fitting.report import FitReport, numerical_rank
 
 # A pole this close to the real axis, relative to its modulus, is real: polar coordinates round the angle pi.
 _REAL = 1e-12

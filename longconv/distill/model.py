@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from longconv.filters import ModalFilter
 
 from .exact import keep
-from .fit import check_method, check_order, distill_filter
-from .fit_report import FitReport
+from .fitting.fit import check_method, check_order, distill_filter
+from .fitting.report import FitReport
 from .report import DistillReport, LayerFit
 
 

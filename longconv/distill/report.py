@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fit_report import FitReport
+from .fitting.report import FitReport
 
 #: Relative Hankel-norm errors for which the report says how many states they take at least.
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -7,10 +7,10 @@ import torch
 from numerics import relative_l2
 
 from longconv.distill import METHODS, distill_filter
-from longconv.distill.bank import from_eigenvalues
-from longconv.distill.exponentials import Exponentials, Normal, inner_products, power_sums
-from longconv.distill.polish import polish
-from longconv.distill.pursuit import pursue
+from longconv.distill.fitting.bank import from_eigenvalues
+from longconv.distill.fitting.exponentials import Exponentials, Normal, inner_products, power_sums
+from longconv.distill.fitting.polish import polish
+from longconv.distill.fitting.pursuit import pursue
 from longconv.filters import build_filter
 from longconv.kernels.recurrence import modal_kernel
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from .bank import Bank, from_eigenvalues, map_parallel, pieces_of
-from .fit_report import error_bound, ratio
 from .hankel_svd import hankel_sections
+from .report import error_bound, ratio
 
 _FALLBACK_STEPS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)
 _SUSPECT = 32.0  # a fit this many times above what the singular values promise is worth a look at other orders

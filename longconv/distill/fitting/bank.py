@@ -16,8 +16,8 @@ from torch import Tensor
 
 from longconv.filters.modal import ModalFilter
 
-from .fit_report import FitReport, numerical_rank, ratio
 from .hankel_svd import Section, hankel_sections
+from .report import FitReport, numerical_rank, ratio
 from .residues import fit_residues
 
 T = TypeVar("T")

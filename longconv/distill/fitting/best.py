@@ -21,7 +21,7 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
     where they are better with residues that cancel no more than the precision of the parameters allows.
 
     Args:
-        bank, rows, order, tol: see `longconv.distill.fit.Method`.
+        bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.
         steps: most Levenberg-Marquardt steps.
     """
     smooth = expected_error(bank, rows, order) < _HOPELESS

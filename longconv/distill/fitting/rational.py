@@ -23,7 +23,7 @@ def rational(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = Non
     """Offer the poles of AAA's approximants with `order` poles; those outside the unit circle mirrored into it.
 
     Args:
-        bank, rows, order, tol: see `longconv.distill.fit.Method`.
+        bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.
     """
     M = bank.g.shape[1]
     for n in order.unique().tolist():

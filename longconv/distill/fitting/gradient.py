@@ -33,7 +33,7 @@ def gradient(
     """Offer the poles that AdamW finds: order // 2 conjugate pairs, and a real pole if the order is odd.
 
     Args:
-        bank, rows, order, tol: see `longconv.distill.fit.Method`.
+        bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.
         steps: of AdamW, with a cosine schedule from
         lr: the learning rate at the start.
         seed: of the start.

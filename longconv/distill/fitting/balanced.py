@@ -20,7 +20,7 @@ def balanced(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = Non
     """Offer the poles of the leading `order` balanced states of a fit with `excess` times as many.
 
     Args:
-        bank, rows, order, tol: see `longconv.distill.fit.Method`.
+        bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.
         excess: > 1.
 
     Raises:

@@ -33,7 +33,7 @@ class Section(NamedTuple):
 
 
 def hankel_sections(k: Tensor, n: int, *, thorough: bool = True) -> Section:
-    """Leading singular triples of H_{ij} = g_{i+j} (see `longconv.distill.hankel`) for taps k = h_0, g of (D, L).
+    """Leading singular triples of H_{ij} = g_{i+j} (see hankel.py) for taps k = h_0, g of (D, L).
 
     Without `thorough`, from one pass: enough for what falls off, some per cent low where the spectrum is flat; and
     values below the noise of the taps' dtype may be given as 0.

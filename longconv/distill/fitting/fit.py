@@ -12,10 +12,10 @@ from longconv.filters.modal import ModalFilter
 from .balanced import balanced
 from .bank import Bank, map_parallel, pieces_of
 from .best import best
-from .fit_report import FitReport, error_bound
 from .gradient import gradient
 from .hankel import check_taps, hankel
 from .rational import rational
+from .report import FitReport, error_bound
 
 #: Offers poles to a bank: `method(bank, rows, order (len(rows),), tol=None, **options)`.
 Method = Callable[..., None]
