@@ -89,9 +89,7 @@ class Expressions:
         return self.tokens[self.offsets[index] : self.offsets[index + 1]], int(self.labels[index])
 
 
-def generate(
-    n: int, seed: int = 0, *, config: ListOpsConfig | None = None, workers: int | None = None
-) -> Expressions:
+def generate(n: int, seed: int = 0, *, config: ListOpsConfig | None = None, workers: int | None = None) -> Expressions:
     """`n` different expressions. They depend on `seed` and `config`; the first of them are the same for every `n`.
 
     workers: threads, default one per core; the result is the same, bit for bit, for any number of them.
@@ -217,9 +215,7 @@ def _grow(config: ListOpsConfig, stream: Stream) -> tuple[list[_Level], NDArray[
         lengths[lengths + counts >= config.max_length] = config.max_length
         counts[lengths == config.max_length] = 0
     kept = (lengths > config.min_length) & (lengths < config.max_length)
-    levels = [
-        _Level(is_op[np.repeat(kept, nodes)], args[np.repeat(kept, ops)]) for nodes, ops, is_op, args in grown
-    ]
+    levels = [_Level(is_op[np.repeat(kept, nodes)], args[np.repeat(kept, ops)]) for nodes, ops, is_op, args in grown]
     return [level for level in levels if len(level.is_op)], lengths[kept]
 
 
