@@ -61,6 +61,7 @@ except ImportError as error:
 CPU_SIZES, GPU_SIZES = ("small",), ("1.3b", "125m", "355m")
 CPU_BATCHES, GPU_BATCHES = ("max", "1", "8"), ("max", "1")
 CPU_CONTEXTS, GPU_CONTEXTS = (256, 1024, 4096, 16384, 65536), (256, 2048, 16384, 65536)
+CPU_MEMORY_GB = 1.0
 # The tables need so many columns, which a file has too.
 WIDTH = 116
 # A turn is about so many seconds long, and there are so many. With the largest batch there are fewer, since to fill the
@@ -105,7 +106,7 @@ def run(
             in float32, with states of complex128.
         state_dtype: of the distilled filters' states; by default complex64 with bfloat16, which is far coarser, else
             complex128, the library's own default.
-        memory_gb: 10^9 bytes that states, and what a step allocates, may take beside the weights; by default 2 on a
+        memory_gb: 10^9 bytes that states, and what a step allocates, may take beside the weights; by default 1 on a
             CPU, on a GPU what is free.
         threads: CPU threads; by default what torch chooses.
         device: "auto" takes a GPU if there is one.
@@ -130,18 +131,15 @@ def run(
         raise ValueError("device 'cuda': torch finds no GPU here")
     on_gpu = device == "cuda"
     if smoke:
-        shapes, contexts, memory_gb = (
-            shapes or ("tiny",),
-            contexts or (64, 256),
-            0.004 if memory_gb is None else memory_gb,
-        )
+        shapes, contexts = shapes or ("tiny",), contexts or (64, 256)
+        memory_gb = 0.004 if memory_gb is None else memory_gb
         output = Path(tempfile.mkdtemp(prefix="longconv-bench-"), "decode.csv") if output is None else output
     shapes = shapes or (GPU_SIZES if on_gpu else CPU_SIZES)
     contexts = tuple(sorted(set(contexts or (GPU_CONTEXTS if on_gpu else CPU_CONTEXTS))))
     batches = batches or (GPU_BATCHES if on_gpu else CPU_BATCHES)
     dtype = dtype or ("bfloat16" if on_gpu else "float32")
     state_dtype = state_dtype or ("complex64" if dtype == "bfloat16" else "complex128")
-    memory_gb = 2.0 if memory_gb is None and not on_gpu else memory_gb
+    memory_gb = CPU_MEMORY_GB if memory_gb is None and not on_gpu else memory_gb
     output = default_output("decode-cuda" if on_gpu else "decode") if output is None else output
     _check_arguments(shapes, contexts, batches, contestants, modes, memory_gb, threads)
     check_columns(output, DecodeRow)

@@ -172,7 +172,7 @@ def _admitted(
     peak = peak_of(lambda: _two_tokens(decoder, ids, context), device)
     if peak is not None and 1e6 * peak > budget:
         raise torch.OutOfMemoryError(f"{batch} sequences take {peak:,.1f} MB, and {budget / 1e6:,.1f} MB are allowed")
-    launches = start(point, batch, vocabulary, device).launches
+    launches = start(point, batch, vocabulary, device).launches if device.type == "cuda" else "eager"
     rare = _ms_rare(point, ids, device) if decoder.has_rare_steps else 0.0
     return Outcome("ok", batch, launches, memory.state, memory.shared, peak, rare)
 
