@@ -1,7 +1,7 @@
 """Pathfinder of the Long Range Arena, generated: are the two discs at the ends of one dashed contour?
 
-After Linsley et al. 2018 (arXiv:1805.08315) and Kim et al. 2020, ``drewlinsley/pathfinder``, with the settings of Tay et
-al. 2021 (arXiv:2011.04006, ``lra_benchmarks/data/pathfinder.py``):
+After Linsley et al. 2018 (arXiv:1805.08315) and Kim et al. 2020, ``drewlinsley/pathfinder``, with the settings of Tay
+et al. 2021 (arXiv:2011.04006, ``lra_benchmarks/data/pathfinder.py``):
 
 - two target contours of `contour_length` paddles start in the middle of the image, `seed_distance` apart, and grow in
   turn. A paddle that turns by an angle a follows with a probability ~ cos²(min(continuity |a|, π/2)). No paddle comes
@@ -36,6 +36,8 @@ class PathfinderConfig:
     size: height and width. contour_length: paddles of a target contour. margins: half the gap between paddles; drawn by
     lot for each image. padding: width of a rim that stays free. distractor_paddles: paddles of all distractors, at
     most. contrast: brightness of a stroke that covers a whole pixel; discs have 1.
+
+    Raises ValueError if the middle, 2 `seed_distance` from the border, is empty or contours have fewer than 3 paddles.
     """
 
     size: int
@@ -49,6 +51,12 @@ class PathfinderConfig:
     continuity: float
     distractor_paddles: int
     contrast: float
+
+    def __post_init__(self) -> None:
+        if not 0 < 4 * self.seed_distance < self.size:
+            raise ValueError(f"seed_distance must be between 1 and a quarter of the size, got {self.seed_distance}")
+        if self.contour_length < 3:
+            raise ValueError(f"contour_length must be 3 or more, got {self.contour_length}")
 
     @property
     def distractor_length(self) -> int:

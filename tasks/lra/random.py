@@ -1,7 +1,7 @@
 """Random numbers that depend on a seed and on what they are for, and on nothing else.
 
-Data sets are made in blocks, and each block has a stream of its own, so it does not matter who computes it or when. Only
-the bits of numpy's Philox and its `SeedSequence` are used, which numpy promises never to change; the methods of
+Data sets are made in blocks, and each block has a stream of its own, so it does not matter who computes it or when.
+Only the bits of numpy's Philox and its `SeedSequence` are used, which numpy promises never to change; the methods of
 `numpy.random.Generator` come without that promise.
 """
 
