@@ -255,3 +255,11 @@ def test_conjugate_pairs_are_halved():
     assert used.sum(-1).tolist() == [3, 2]
     assert poles[0].tolist() == [0.9, 0.5 + 0.1j, -0.2]
     assert poles[1, :2].tolist() == [0.7, 0.3j]
+
+
+def test_gradient_descends():
+    poles, residues = modes(2, 3, 0.9, 0.99)
+    k = modal_kernel(poles, residues, torch.zeros(2).double(), 120)
+    descended = distill_filter(k, "gradient", order=6, steps=400, lr=0.02)[1].relative_error
+    started = distill_filter(k, "gradient", order=6, steps=1, lr=1e-9)[1].relative_error
+    assert (descended < 0.8 * started).all()

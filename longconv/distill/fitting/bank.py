@@ -41,6 +41,7 @@ class Bank:
         section: leading singular values and what ERA needs of the vectors (`hankel_sections`).
         rank: (D,) numerical rank, which no order exceeds.
         eps: rounding of `dtype`.
+        limit: (D,) the most states that each filter will be given.
         poles, residues, used: (D, N) complex128 and bool.
         error: (D,) relative L2 error with them.
     """
@@ -51,6 +52,7 @@ class Bank:
         self.norm = torch.linalg.vector_norm(k.double(), dim=-1)
         self.section: Section = hankel_sections(k, max_order + 1, thorough=thorough)
         self.rank = numerical_rank(k, self.section.sigma)
+        self.limit = self.rank.clamp(max=max_order)
         self.poles = torch.zeros(len(k), 0, dtype=torch.complex128, device=k.device)
         self.residues = torch.zeros_like(self.poles)
         self.used = torch.zeros(len(k), 0, dtype=torch.bool, device=k.device)
@@ -143,11 +145,18 @@ def map_parallel(function: Callable[[Tensor], T], pieces: Sequence[Tensor]) -> l
         with torch.no_grad():  # grad mode is per thread
             return function(piece)
 
-    threads = torch.get_num_threads()
-    if threads == 1 or len(pieces) == 1 or pieces[0].device.type != "cpu":
+    if pieces[0].device.type != "cpu":
         return [call(piece) for piece in pieces]
+
+    def prepare() -> None:
+        torch.set_num_threads(1)
+        # Exponentials that have died out end in denormal numbers, which take several times as long. This, too, is set
+        # per thread; so a single piece has a thread of its own as well.
+        torch.set_flush_denormal(True)
+
+    threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(threads, initializer=prepare) as pool:
             return list(pool.map(call, pieces))
     finally:
         torch.set_num_threads(threads)  # part of the setting is shared by the threads of the process
@@ -156,4 +165,4 @@ def map_parallel(function: Callable[[Tensor], T], pieces: Sequence[Tensor]) -> l
 def pieces_of(k: Tensor) -> tuple[Tensor, ...]:
     """Split a bank (D, L) for `map_parallel`."""
     # Sizes depend on D alone, so that the result does not depend on the number of threads.
-    return k.split(max(1, min(64, -(-len(k) // 8))))
+    return k.split(max(8, min(64, -(-len(k) // 8))))

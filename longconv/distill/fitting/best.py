@@ -11,7 +11,9 @@ from .pursuit import pursue
 _TRIAL = 6  # steps of a descent that decides between two starts
 _CLOSE = 1.5  # starts whose errors are within this factor of the better one's are tried
 _HOPELESS = 0.3  # error that ERA must promise to be tried at all
-_DONE = 4.0  # roundings of the taps
+_ROUGH = 0.05  # error of ERA from which on a pursuit may find something better
+_NEAR = 20.0  # errors further from a tolerance are not worth a descent
+_DONE = 16.0  # roundings of the taps
 
 
 def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, steps: int = 40) -> None:
@@ -24,32 +26,39 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
         bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.
         steps: most Levenberg-Marquardt steps.
     """
-    smooth = expected_error(bank, rows, order) < _HOPELESS
+    expected = expected_error(bank, rows, order)
+    smooth = expected < _HOPELESS
     hankel(bank, rows[smooth], order[smooth], tol=tol)
-    goal = torch.maximum(_DONE * bank.taps_noise, torch.full_like(bank.norm, tol or 0.0))
-    left = (bank.error[rows] > goal[rows]) & (order > 0)
-    rows, order = rows[left], order[left]
-    if not len(rows):
-        return
     # With `tol` the bank may hold more states than this order has.
-    fits = count_states(bank.poles[rows], bank.used[rows]) <= order
-    start, start_used = bank.poles[rows], bank.used[rows] & fits[:, None]
-    start_error = torch.where(fits & start_used.any(-1), bank.error[rows], torch.inf)
-    found, found_used, residual = pursue(bank.g[rows], order)
-    found_error = residual / bank.norm[rows]
+    start, used = bank.poles[rows], bank.used[rows]
+    fits = count_states(start, used) <= order
+    start, used = torch.where(fits[:, None], start, 0.0), used & fits[:, None]
+    error = torch.where(smooth & fits, bank.error[rows], 1.0)
+    goal = torch.maximum(_DONE * bank.taps_noise, torch.full_like(bank.norm, tol or 0.0))[rows]
+    left = (error > goal) & (order > 0)
+    if tol is not None:  # a higher order will be tried
+        left &= (torch.where(smooth, error, expected) < _NEAR * tol) | (order >= bank.limit[rows])
+    rows, order, start, used, error, goal = (x[left] for x in (rows, order, start, used, error, goal))
+    floor = goal * bank.norm[rows]
 
     def descend(which: Tensor, poles: Tensor, used: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        floor = (goal * bank.norm)[rows[which]]
-        return polish(poles[which], used[which], bank.g[rows[which]], steps=steps, eps=bank.eps, floor=floor)
+        moved, residual = polish(
+            poles[which], used[which], bank.g[rows[which]], steps=steps, eps=bank.eps, floor=floor[which]
+        )
+        return moved, residual / bank.norm[rows[which]]
 
-    contested = (start_error < _CLOSE * found_error) & (found_error < _CLOSE * start_error)
-    which = contested.nonzero()[:, 0]
-    if len(which):
-        start[which], start_error[which] = descend(which, start, start_used, _TRIAL)
-        found[which], found_error[which] = descend(which, found, found_used, _TRIAL)
-    width = max(start.shape[1], found.shape[1])
-    first = (start_error <= found_error)[:, None]
-    poles = torch.where(first, widen(start, width), widen(found, width))
-    used = torch.where(first, widen(start_used, width), widen(found_used, width))
-    poles, _ = descend(torch.arange(len(rows), device=rows.device), poles, used, steps)
-    bank.offer(rows, poles, used, tol=tol)
+    rough = (error > _ROUGH).nonzero()[:, 0]
+    if len(rough):
+        found, found_used, residual = pursue(bank.g[rows[rough]], order[rough])
+        width = max(start.shape[1], found.shape[1])
+        start, used, found, found_used = (widen(x, width) for x in (start, used, found, found_used))
+        other, other_used, other_error = start.clone(), used.clone(), torch.full_like(error, torch.inf)
+        other[rough], other_used[rough], other_error[rough] = found, found_used, residual / bank.norm[rows[rough]]
+        contested = ((error < _CLOSE * other_error) & (other_error < _CLOSE * error)).nonzero()[:, 0]
+        if len(contested):
+            start[contested], error[contested] = descend(contested, start, used, _TRIAL)
+            other[contested], other_error[contested] = descend(contested, other, other_used, _TRIAL)
+        better = (other_error < error)[:, None]
+        start, used = torch.where(better, other, start), torch.where(better, other_used, used)
+    if len(rows):
+        bank.offer(rows, descend(torch.arange(len(rows), device=rows.device), start, used, steps)[0], used, tol=tol)

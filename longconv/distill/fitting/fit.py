@@ -81,11 +81,11 @@ def distill_filter(
     def fit(rows: Tensor) -> tuple[Tensor, Tensor, FitReport]:
         limit = orders[rows].to(k.device)
         bank = Bank(k[rows], widest, dtype, thorough=method in _THOROUGH)
-        limit = torch.minimum(limit, bank.rank)
+        bank.limit = torch.minimum(limit, bank.rank)
         if tol is None:
-            METHODS[method](bank, bank.every, limit, **options)
+            METHODS[method](bank, bank.every, bank.limit, **options)
         else:
-            _fit_to(bank, method, limit, tol, options)
+            _fit_to(bank, method, tol, options)
         result = bank.finish()
         if progress is not None:
             done.extend(rows.tolist())
@@ -103,8 +103,9 @@ def distill_filter(
     return ModalFilter.from_modes(pack(poles), pack(residues), k[:, 0], dtype=dtype), report
 
 
-def _fit_to(bank: Bank, method: str, limit: Tensor, tol: float, options: dict[str, Any]) -> None:
-    """Find for each filter the smallest order that reaches `tol`, or the best of at most `limit` where none does."""
+def _fit_to(bank: Bank, method: str, tol: float, options: dict[str, Any]) -> None:
+    """Find for each filter the smallest order that reaches `tol`, or the best that the limit allows."""
+    limit = bank.limit
     if not len(limit):
         return
     # Orders that the bound excludes need no trial.

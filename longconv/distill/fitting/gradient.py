@@ -12,9 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from longconv.kernels.recurrence import modal_kernel
-
 from .bank import Bank
+from .exponentials import Exponentials
 
 _RADII = (0.9, 0.99)
 
@@ -54,25 +53,26 @@ def gradient(
     draw = torch.rand(4, D, N, generator=generator, dtype=torch.float64).to(g.device)
     radius = _RADII[0] + (_RADII[1] - _RADII[0]) * draw[0]
     turning = torch.where(real, 0.0, 1.0)
-    log_rate, angle = (-radius.log()).log(), math.pi * draw[1] * turning
-    residue = 0.1 * (2 * draw[2:] - 1)
-    target = torch.nn.functional.pad(g / torch.where(norm > 0, norm, 1.0), (1, 0))
+    columns = torch.cat([used, used & ~real], dim=1)
+    target = g / torch.where(norm > 0, norm, 1.0)
+    log_rate, angle, residue = (-radius.log()).log(), math.pi * draw[1] * turning, 0.1 * (2 * draw[2:] - 1)
+    optimizer = torch.optim.AdamW([log_rate, angle, residue], lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     def poles() -> Tensor:
-        return torch.polar((-log_rate.exp()).exp(), angle * turning)
+        return torch.where(used, torch.polar((-log_rate.exp()).exp(), angle * turning), 0.0)
 
-    with torch.enable_grad():
-        parameters = [x.requires_grad_() for x in (log_rate, angle, residue)]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for step in range(steps):
-            R = torch.complex(residue[0] * used, residue[1] * used * turning)
-            loss = (modal_kernel(poles(), R, torch.zeros_like(norm[:, 0]), target.shape[1]) - target).square().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            if progress is not None and (step + 1) % 1000 == 0:
-                progress(f"step {step + 1:,} of {steps:,}: mean squared relative error {loss.item() / D:.3g}")
-    found = poles().detach()
-    bank.offer(rows, torch.where(real, found.real + 0j, found), used, tol=tol)
+    for step in range(steps):
+        basis = Exponentials(poles(), columns, g.shape[1])
+        R = torch.complex(residue[0], residue[1] * turning) * used
+        left = target - basis.model(R)
+        # Minus half the gradient of the squared error: for the residues, and for the logarithms of the poles.
+        v, w = basis.correlate(left), R * basis.correlate(left, slope=True)
+        residue.grad = -2 * torch.stack([v.real * used, -v.imag * used * turning])
+        log_rate.grad, angle.grad = 2 * w.real * log_rate.exp(), 2 * w.imag * turning
+        optimizer.step()
+        schedule.step()
+        if progress is not None and (step + 1) % 1000 == 0:
+            loss = left.square().sum().item() / D
+            progress(f"step {step + 1:,} of {steps:,}: mean squared relative error {loss:.3g}")
+    bank.offer(rows, poles(), used, tol=tol)
