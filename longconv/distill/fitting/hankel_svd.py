@@ -55,8 +55,8 @@ def hankel_sections(k: Tensor, n: int, *, thorough: bool = True) -> Section:
         sigma, shift, last = _sections(scaled[rows], min(n, l), l, thorough)
         out.sigma[rows, : sigma.shape[1]] = sigma * scale[rows]
         out.shift[rows, :l, :l], out.last_row[rows, :l] = shift, last
-        # What the vectors miss is of the size of the last of them.
-        rows = rows[(sigma[:, -1] > 0.1 * noise[rows])]
+        # What is left is noise where the last value is. (Rounding of the taps is itself of full rank.)
+        rows = rows[sigma[:, -1] > noise[rows]]
         if not len(rows):
             break
     return out
