@@ -11,7 +11,15 @@ from typing import Any
 __all__ = ["available", "get"]
 
 # name -> "module:Class", imported on demand
-_TASKS = {"lm": "longconv.tasks.lm:LanguageModelling"}
+_TASKS = {
+    "lm": "longconv.tasks.lm:LanguageModelling",
+    "lra/listops": "longconv.tasks.lra:ListOps",
+    "lra/pathfinder32": "longconv.tasks.lra:Pathfinder32",
+    "lra/pathfinder64": "longconv.tasks.lra:Pathfinder64",
+    "lra/pathx": "longconv.tasks.lra:PathX",
+    "lra/path256": "longconv.tasks.lra:Path256",
+    "lra/path512": "longconv.tasks.lra:Path512",
+}
 
 
 def available() -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 corpus.py      which files, and the text of each        splitting.py   train, validation and test without leakage
 tokenizers.py  text <-> token ids, saved for `AutoTokenizer`   sentencepiece.py   learning a vocabulary
 packing.py     token streams and blocks of one length   metrics.py     bits per byte and perplexity
-cache.py       folders on disk that are whole or absent
 """
 
 from longconv.tasks.lm.corpus import Corpus, Document, open_corpus

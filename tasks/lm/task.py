@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longconv.tasks import cache
 from longconv.tasks.extras import require
-from longconv.tasks.lm import cache
 from longconv.tasks.lm.corpus import Data, open_corpus
 from longconv.tasks.lm.metrics import LanguageModelMetrics, evaluate, mean_loss, token_nll
 from longconv.tasks.lm.packing import Collator, blocks_of, read_blocks, read_stream, write_blocks, write_stream

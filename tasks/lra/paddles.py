@@ -73,7 +73,7 @@ def make_paddles(length: int, thickness: float, margin: int, continuity: float) 
     weights = np.cos(np.minimum(continuity * turn, np.pi / 2)) ** 2
 
     radius = int(np.ceil(length + 3 * margin + thickness)) + 2
-    pixels = np.stack(np.mgrid[-radius : radius + 1, -radius : radius + 1], axis=-1).reshape(-1, 2)
+    pixels = np.moveaxis(np.mgrid[-radius : radius + 1, -radius : radius + 1], 0, -1).reshape(-1, 2)
     body, core, zone, bits, ink, value = [], [], [], [], [], []
     for line, direction in zip(lines, directions, strict=True):
         offset = pixels - line[:2]
@@ -120,7 +120,7 @@ def circle(radius: int) -> NDArray[np.int64]:
 def disc(radius: float) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Pixels y, x of a disc around (0, 0) (n, 2), and how bright: 255 inside, less at the rim."""
     reach = int(np.ceil(radius)) + 1
-    pixels = np.stack(np.mgrid[-reach : reach + 1, -reach : reach + 1], axis=-1).reshape(-1, 2)
+    pixels = np.moveaxis(np.mgrid[-reach : reach + 1, -reach : reach + 1], 0, -1).reshape(-1, 2)
     value = np.round(255 * np.clip(radius - np.hypot(*pixels.T) + 0.5, 0, 1)).astype(np.uint8)
     return pixels[value > 0], value[value > 0]
 

@@ -1,33 +1,17 @@
 """Pathfinder's plan of an image: which pixels are taken, and putting paddles on it. Many images at once."""
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from longconv.tasks.lra.paddles import ALL, LAST, N_SEEDS, NEAR, TAKEN, TOUCHED, Paddles
 from longconv.tasks.lra.random import Stream
+from longconv.tasks.lra.settings import PathfinderConfig
 
 _TRIES = 3  # for a paddle
 _CONTOUR_TRIES = 5  # for a distractor
 _CENTRAL_PLACES = 16  # looked at for the first contour's start
 _PLACES = 64  # looked at in one go for the start of a distractor
 _PLACES_AT_MOST = 512  # if none of them is free, less than 1 in 100 is: the published generator stops there too
-
-
-class Config(Protocol):
-    """What is used here of `longconv.tasks.lra.pathfinder.PathfinderConfig`."""
-
-    size: int
-    contour_length: int
-    padding: int
-    seed_distance: int
-
-    @property
-    def distractor_length(self) -> int: ...  # noqa: D102
-
-    @property
-    def n_distractors(self) -> int: ...  # noqa: D102
 
 
 class Plans:
@@ -37,7 +21,7 @@ class Plans:
     looked up. A pixel is a number in the row of `side` * `side` pixels.
     """
 
-    def __init__(self, config: Config, paddles: Paddles) -> None:
+    def __init__(self, config: PathfinderConfig, paddles: Paddles) -> None:
         self.config, self.paddles = config, paddles
         self.rim = paddles.radius
         self.side = config.size + 2 * self.rim

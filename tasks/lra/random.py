@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def child_seed(seed: int, *path: int) -> int:
+    """A seed of its own for a part of a data set, such as a file of a split."""
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0])
+
+
 class Stream:
     """The numbers of one block: ``Stream(seed, block)``; streams with another seed or block are independent of it.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from longconv.tasks.lm import cache
+from longconv.tasks import cache
 
 
 class Builder:

@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from longconv import tasks
+from longconv.tasks.lra import ListOps, Pathfinder, listops, pathfinder
+from longconv.tasks.lra.listops import ListOpsConfig
+from longconv.tasks.lra.random import child_seed
+from longconv.tasks.lra.settings import pathfinder_config
+
+SMALL = ListOpsConfig(max_depth=5, max_args=5, min_length=10, max_length=80)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "cache"))
+
+
+def test_listops_splits_are_what_is_generated():
+    task = tasks.get("lra/listops", config=SMALL, sizes=(1100, 20, 30), seed=4)
+    assert isinstance(task, ListOps)
+    splits = task.splits()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 1100, "validation": 20, "test": 30}
+    expected = listops.generate(1150, seed=4, config=SMALL)
+    rows = [row for split in splits.values() for row in split]
+    for i, row in enumerate(rows):
+        assert row["input_ids"] == [*expected[i][0].tolist(), listops.EOS]
+        assert row["label"] == expected[i][1]
+        assert len(row["input_ids"]) <= task.length
+    assert len({tuple(row["input_ids"]) for row in rows}) == 1150
+
+
+def test_listops_batches():
+    task = ListOps(config=SMALL, sizes=(20, 1, 1))
+    rows = list(task.splits()["train"])
+    batch = task.collate(rows[:5])
+    longest = max(len(row["input_ids"]) for row in rows[:5])
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, longest)
+    assert batch["labels"].tolist() == [row["label"] for row in rows[:5]]
+    for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=False):
+        n = len(row["input_ids"])
+        assert ids.tolist() == row["input_ids"] + [0] * (longest - n)
+        assert mask.tolist() == [1] * n + [0] * (longest - n)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("lra/pathfinder32", 32),
+        ("lra/pathfinder64", 64),
+        ("lra/pathx", 128),
+        ("lra/path256", 256),
+        ("lra/path512", 512),
+    ],
+)
+def test_pathfinder_of_every_size(name, size):
+    task = tasks.get(name, difficulty="easy", sizes=(2, 1, 1), seed=3)
+    assert isinstance(task, Pathfinder)
+    assert task.name == name
+    assert task.length == size**2
+    row = task.splits()["validation"][0]
+    expected = pathfinder.generate(1, child_seed(3, 1, 0), config=pathfinder_config(size, "easy"))
+    assert np.array_equal(np.array(row["pixels"]).reshape(size, size), expected.images[0])
+    assert row["label"] == expected.labels[0]
+    batch = task.collate([row, row])
+    assert batch["pixel_values"].shape == (2, size**2, 1)
+    assert batch["pixel_values"].min() == -1
+    assert batch["pixel_values"].max() == 1
+
+
+def test_pathfinder_goes_on_where_it_was_ended(tmp_path, monkeypatch):
+    """Files that are whole are kept, and the rows are those of a run that was not ended."""
+    expected = [row for split in _task(tmp_path / "a").splits().values() for row in split]
+    generate, calls = pathfinder.generate_parts, []
+
+    def ended(n, seed, **options):
+        calls.append(n)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return generate(n, seed, **options)
+
+    monkeypatch.setattr(pathfinder, "generate_parts", ended)
+    with pytest.raises(KeyboardInterrupt):
+        _task(tmp_path / "b").splits()
+    rows = [row for split in _task(tmp_path / "b").splits().values() for row in split]
+    assert rows == expected
+    assert calls == [300, 40, 40, 50]  # the first file was there
+
+
+def _task(folder: Path) -> Pathfinder:
+    return tasks.get("lra/pathfinder32", difficulty="easy", sizes=(300, 40, 50), cache_dir=folder)
+
+
+def test_a_damaged_file_is_generated_again():
+    task = ListOps(config=SMALL, sizes=(20, 1, 1))
+    before = list(task.splits()["train"])
+    file = task.prepare()["train"][0]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="damaged"):
+        assert list(task.splits()["train"]) == before
+
+
+def test_splits_differ_and_depend_on_the_seed():
+    first, second = (tasks.get("lra/pathfinder32", sizes=(4, 4, 4), seed=seed).splits() for seed in (0, 1))
+    images = [tuple(row["pixels"]) for splits in (first, second) for split in splits.values() for row in split]
+    assert len(set(images)) == 24
+
+
+def test_loss_and_metrics():
+    task = ListOps(config=SMALL)
+    logits = torch.eye(10)[[1, 2, 3]] * 20
+    assert task.loss(logits, torch.tensor([1, 2, 3])) < 1e-6
+    prediction = type("Prediction", (), {"predictions": logits.numpy(), "label_ids": np.array([1, 2, 4])})
+    assert task.compute_metrics(prediction) == {"accuracy": pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize("options", [{"sizes": (1, 2)}, {"sizes": (1, 0, 1)}, {"seed": -1}])
+def test_bad_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ListOps(**options)
+    with pytest.raises(ValueError, match="difficulty"):
+        tasks.get("lra/pathfinder32", difficulty="impossible")
+
+
+def test_published_sizes():
+    assert list(ListOps().sizes.values()) == [96_000, 2_000, 2_000]
+    assert list(tasks.get("lra/pathx").sizes.values()) == [160_000, 20_000, 20_000]
