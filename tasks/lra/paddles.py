@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Bits of a pixel in the plan of an image.
-TAKEN = 1  # at least 90% of it is within `margin` of a paddle: no other paddle may take it
+TAKEN = 1  # all of it is within `margin` of a paddle: no other paddle may take it
 TOUCHED = 2  # more than 30% of it is: no contour may begin there
 NEAR = 4  # within twice `margin`: no paddle may end there
 LAST = (8, 16)  # taken by the last paddle of the first or second contour, whose next paddle may take it too
