@@ -21,7 +21,7 @@ COMMANDS = {
     "distill": "turn a model's long filters into recurrences with O(1) generation",
     "generate": "continue a prompt",
     "info": "describe a model, or this installation",
-    "bench": "time the operators against their baselines",
+    "bench": "time operators, generation and distillation against their baselines",
 }
 
 EXAMPLES = """examples:
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   longconv train --output runs/hyena --minutes 10
   longconv train --output runs/mine --data my_texts/ --mixers "hyena hyena attention" --steps 2000
   longconv distill runs/hyena/model runs/hyena/distilled --tol 1e-3 --report runs/hyena/report
+  longconv distill runs/hyena/model runs/hyena/small --kl 1e-3
   longconv generate runs/hyena/distilled --prompt "def main(" --max-new-tokens 200
   longconv evaluate runs/hyena/distilled --split test
   longconv bench fftconv"""

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from .bank import Bank, count_states, widen
-from .hankel import expected_error, hankel
+from .hankel import era, expected_error, hankel
 from .polish import polish
 from .pursuit import pursue
 
 _TRIAL = 6  # steps of a descent that decides between two starts
 _CLOSE = 1.5  # starts whose errors are within this factor of the better one's are tried
 _HOPELESS = 0.3  # error that ERA must promise to be tried at all
-_ROUGH = 0.05  # error of ERA from which on a pursuit may find something better
+_STEEP = 4.0  # singular values this many times above that of the order are not among the flat ones
 _NEAR = 20.0  # errors further from a tolerance are not worth a descent
 _DONE = 16.0  # roundings of the taps
 
@@ -19,7 +19,8 @@ _DONE = 16.0  # roundings of the taps
 def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, steps: int = 40) -> None:
     """Offer ERA's poles, and where those leave an error, poles polished from there or from a pursuit.
 
-    Smooth filters, of steeply falling singular values, are ERA's; rough ones the pursuit's. Polished poles are kept
+    Smooth filters, of steeply falling singular values, are ERA's; rough ones the pursuit's, which begins from the few
+    poles of ERA for the values that do fall. Polished poles are kept
     where they are better with residues that cancel no more than the precision of the parameters allows.
 
     Args:
@@ -47,9 +48,15 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
         )
         return moved, residual / bank.norm[rows[which]]
 
-    rough = (error > _ROUGH).nonzero()[:, 0]
+    # What falls steeply in the spectrum is left to ERA, the flat rest to a pursuit.
+    sigma = bank.section.sigma[rows]
+    level = sigma.gather(1, order.clamp(max=sigma.shape[1] - 1)[:, None])
+    steep = torch.minimum((sigma > _STEEP * level).sum(-1), order)
+    rough = (order - steep >= 2).nonzero()[:, 0]
     if len(rough):
-        found, found_used, residual = pursue(bank.g[rows[rough]], order[rough])
+        poles, some = era(bank, rows[rough], steep[rough])
+        poles = bank.stable(poles)
+        found, found_used, residual = pursue(bank.g[rows[rough]], (order - steep)[rough], poles, some)
         width = max(start.shape[1], found.shape[1])
         start, used, found, found_used = (widen(x, width) for x in (start, used, found, found_used))
         other, other_used, other_error = start.clone(), used.clone(), torch.full_like(error, torch.inf)

@@ -75,12 +75,16 @@ def _offer(
     """Offer ERA's poles; return the errors and which filters had unstable ones."""
     if not len(rows):
         return bank.error[rows], torch.zeros(0, dtype=torch.bool, device=rows.device)
+    poles, used = era(bank, rows, order, ring=ring)
+    return bank.offer(rows, poles, used, tol=tol), (poles.abs() > math.exp(-bank.eps)).any(-1)
+
+
+def era(bank: Bank, rows: Tensor, order: Tensor, *, ring: bool = False) -> tuple[Tensor, Tensor]:
+    """The poles and used (len(rows), N) of ERA, not necessarily stable; with `ring` see `_spread_small`."""
     values = _shift_poles(bank.section.shift[rows], bank.section.last_row[rows], order)
     if ring:
         values = _spread_small(values, order, bank.eps)
-    present = torch.arange(values.shape[1], device=rows.device) < order[:, None]
-    unstable = (values.abs() > math.exp(-bank.eps)).any(-1)
-    return bank.offer(rows, *from_eigenvalues(values, present), tol=tol), unstable
+    return from_eigenvalues(values, torch.arange(values.shape[1], device=rows.device) < order[:, None])
 
 
 def expected_error(bank: Bank, rows: Tensor, order: Tensor) -> Tensor:

@@ -27,29 +27,28 @@ _OVERSAMPLING = 1  # of frequencies: finer grids make a better start, but after 
 _BLOCK = 64  # filters at a time
 
 
-def pursue(g: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find `order` (D,) states' worth of poles for taps g (D, M) float64: poles and used (D, N), and the residual (D,).
+def pursue(
+    g: Tensor, order: Tensor, poles: Tensor | None = None, used: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find `order` (D,) states' worth of poles for taps g (D, M) float64, beside poles (D, N) and used, if given.
+
+    Returns all poles and used (D, N'), those given first, and the norm of the residual (D,).
 
     A conjugate pair takes two states; a real pole, or the last state of an odd order, one.
     """
-    D, N = len(g), int(order.max()) if len(order) else 0
-    poles, used = (
-        torch.zeros(D, N, dtype=torch.complex128, device=g.device),
-        torch.zeros_like(g[:, :1], dtype=torch.bool),
-    )
-    used = used.expand(D, N).clone()
+    if poles is None or used is None:
+        poles, used = torch.zeros(len(g), 0, dtype=torch.complex128, device=g.device), torch.zeros_like(g[:, :0]).bool()
     residual = torch.linalg.vector_norm(g, dim=-1)
-    if D == 0 or N == 0 or g.shape[1] == 0:
+    if len(g) == 0 or g.shape[1] == 0:
         return poles, used, residual
     dictionary = [_Rate.of(rate, g.shape[1], g.device) for rate in _rates(g.shape[1])]
-    widest = 0
-    for start in range(0, D, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        found, count, residual[rows] = _pursue_block(g[rows], order[rows], dictionary)
-        widest = max(widest, found.shape[1])
-        poles[rows, : found.shape[1]] = found
-        used[rows] = torch.arange(N, device=g.device) < count[:, None]
-    return poles[:, :widest], used[:, :widest], residual
+    found = []
+    for rows in torch.arange(len(g), device=g.device).split(_BLOCK):
+        *block, residual[rows] = _pursue_block(g[rows], order[rows], poles[rows], used[rows], dictionary)
+        found.append(block)
+    width = max(block.shape[1] for block, _ in found)
+    poles = torch.cat([widen(block, width) for block, _ in found])
+    return poles, torch.cat([widen(block, width) for _, block in found]), residual
 
 
 def _rates(taps: int) -> list[float]:
@@ -95,25 +94,31 @@ class _Rate(NamedTuple):
         return x * (self.energy[0] * x + self.energy[1] * y) + self.energy[2] * y * y
 
 
-def _pursue_block(g: Tensor, order: Tensor, dictionary: list[_Rate]) -> tuple[Tensor, Tensor, Tensor]:
-    """The poles found (D, N), how many of them count (D,), and the norm of what they leave (D,)."""
-    D = len(g)
+def _pursue_block(
+    g: Tensor, order: Tensor, poles: Tensor, used: Tensor, dictionary: list[_Rate]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pursue` for a few filters."""
     scale = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
-    g = g / torch.where(scale > 0, scale, 1.0)
-    left, states, count = g, order.clone(), torch.zeros_like(order)
-    poles = residues = torch.zeros(D, 0, dtype=torch.complex128, device=g.device)
+    scale = torch.where(scale > 0, scale, 1.0)
+    residues, left, states = torch.zeros_like(poles), g / scale, order
+
+    def refit(sweeps: int) -> tuple[Tensor, Tensor]:
+        basis = Exponentials(poles, torch.cat([used, used & (poles.imag != 0)], dim=1), g.shape[1])
+        normal = Normal.of(basis.sums(slopes=False)[0], basis.columns)
+        return normal.fit(basis, g / scale, widen(residues, poles.shape[1]), sweeps, left=left)
+
+    if poles.shape[1]:
+        poles = torch.where(used, poles, 0.0)
+        residues, left = refit(sweeps=2)
     while (states > 0).any():
         choice = _apart(_strongest(left.float(), states == 1, dictionary), poles)
         wanted = states > 0
-        count += wanted
         states = (states - torch.where(choice.imag == 0, 1, 2)).clamp(min=0)
         poles = torch.cat([poles, torch.where(wanted, choice, 0.0)[:, None]], dim=1)
-        used = torch.arange(poles.shape[1], device=g.device) < count[:, None]
-        basis = Exponentials(poles, torch.cat([used, used & (poles.imag != 0)], dim=1), g.shape[1])
-        normal = Normal.of(basis.sums(slopes=False)[0], basis.columns)
+        used = torch.cat([used, wanted[:, None]], dim=1)
         # What is left is orthogonal to the columns before, up to rounding, so one sweep from there is enough.
-        residues, left = normal.fit(basis, g, widen(residues, poles.shape[1]), sweeps=1, left=left)
-    return poles, count, torch.linalg.vector_norm(left, dim=-1) * scale[:, 0]
+        residues, left = refit(sweeps=1)
+    return poles, used, torch.linalg.vector_norm(left, dim=-1) * scale[:, 0]
 
 
 def _strongest(r: Tensor, last: Tensor, dictionary: list[_Rate]) -> Tensor:
