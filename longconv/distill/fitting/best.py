@@ -48,15 +48,19 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
         )
         return moved, residual / bank.norm[rows[which]]
 
-    # What falls steeply in the spectrum is left to ERA, the flat rest to a pursuit.
-    sigma = bank.section.sigma[rows]
+    # What falls steeply in the spectrum is left to ERA, the flat rest, or what ERA could not use, to a pursuit.
+    sigma, states = bank.section.sigma[rows], count_states(start, used)
     level = sigma.gather(1, order.clamp(max=sigma.shape[1] - 1)[:, None])
     steep = torch.minimum((sigma > _STEEP * level).sum(-1), order)
-    rough = (order - steep >= 2).nonzero()[:, 0]
+    kept = (states <= steep) & (error < 1)
+    begun = torch.where(kept, states, steep)
+    rough = (order - begun >= 2).nonzero()[:, 0]
     if len(rough):
         poles, some = era(bank, rows[rough], steep[rough])
-        poles = bank.stable(poles)
-        found, found_used, residual = pursue(bank.g[rows[rough]], (order - steep)[rough], poles, some)
+        width = max(poles.shape[1], start.shape[1])
+        poles = torch.where(kept[rough, None], widen(start[rough], width), widen(bank.stable(poles), width))
+        some = torch.where(kept[rough, None], widen(used[rough], width), widen(some, width))
+        found, found_used, residual = pursue(bank.g[rows[rough]], (order - begun)[rough], poles, some)
         width = max(start.shape[1], found.shape[1])
         start, used, found, found_used = (widen(x, width) for x in (start, used, found, found_used))
         other, other_used, other_error = start.clone(), used.clone(), torch.full_like(error, torch.inf)
