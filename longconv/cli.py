@@ -17,6 +17,7 @@ from typing import Any, Literal
 COMMANDS = {
     "demo": "train, distil and generate with a small Hyena language model, in minutes",
     "train": "train a language model on text",
+    "data": "make the data of a benchmark task ahead of its use",
     "evaluate": "bits per byte and perplexity of a model on text",
     "distill": "turn a model's long filters into recurrences with O(1) generation",
     "generate": "continue a prompt",
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   longconv distill runs/hyena/model runs/hyena/small --kl 1e-3
   longconv generate runs/hyena/distilled --prompt "def main(" --max-new-tokens 200
   longconv evaluate runs/hyena/distilled --split test
+  longconv data prepare lra/listops
   longconv bench fftconv"""
 
 
@@ -74,7 +76,7 @@ def _run(name: str, argv: list[str]) -> int:
     except ImportError as error:
         raise ImportError("the command line needs: pip install 'longconv[train]'") from error
     commands: dict[str, Callable[..., Any]] = {
-        "evaluate": evaluate, "distill": distill, "generate": generate, "info": info
+        "data": data, "evaluate": evaluate, "distill": distill, "generate": generate, "info": info
     }  # fmt: skip
     if name == "demo":
         from longconv.experiments import demo
@@ -105,6 +107,35 @@ def train(config: Any) -> int:
     print(f"{count:,} parameters, validation: {metrics['bits_per_byte']:.4f} bits per byte, loss {metrics['loss']:.4f}")
     print(f"model: {Path(config.output) / 'model'}    log: {Path(config.output) / 'log.jsonl'}")
     return 0
+
+
+def data(
+    action: Literal["prepare"],
+    name: str,
+    /,
+    *,
+    sizes: tuple[int, int, int] | None = None,
+    seed: int | None = None,
+    difficulty: Literal["easy", "intermediate", "hard"] | None = None,
+    cache_dir: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Make the data of a task now, with a progress bar, so that training starts at once. Ended runs are gone on with.
+
+    Args:
+        action: "prepare".
+        name: of the task: lra/listops, lra/pathfinder32, lra/pathfinder64, lra/pathx, lra/path256 or lra/path512.
+        sizes: rows of the train, validation and test split; default as published.
+        seed: of the data.
+        difficulty: of Pathfinder: contours of 6, 9 or 14 paddles (default).
+        cache_dir: where it goes; default longconv's cache.
+        workers: threads; default one for each core.
+    """
+    from longconv.tasks.prepare import prepare
+
+    assert action == "prepare"
+    given = {"sizes": sizes, "seed": seed, "difficulty": difficulty, "cache_dir": cache_dir, "workers": workers}
+    print(prepare(name, **{option: value for option, value in given.items() if value is not None}))
 
 
 def evaluate(

@@ -206,3 +206,12 @@ def test_distil_by_a_budget_and_by_what_predictions_lose(run_folder, corpus, tmp
     assert search["chosen"]["agreement"]["logit_error"] <= 0.5
     assert "give a folder" in fails(capsys, "distill", model)
     assert "calibration-batches" in fails(capsys, "distill", model, "x", "--kl", "1", "--calibration-batches", "0")
+
+
+def test_data_is_made_ahead(tmp_path, capsys):
+    options = ["--sizes", "4", "2", "2", "--cache-dir", str(tmp_path), "--difficulty", "easy"]
+    assert cli.main(["data", "prepare", "lra/pathfinder32", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "train" in printed
+    assert str(tmp_path) in printed
+    assert "nothing to prepare for 'lm'" in fails(capsys, "data", "prepare", "lm")
