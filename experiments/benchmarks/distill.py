@@ -144,7 +144,8 @@ def run(
                 for method in methods:
                     steps = gradient_steps if method == "gradient" else 0
                     with console.status(f"{family}, order {order}, {method}"):
-                        report = distill_filter(some, method, order=order, **({"steps": steps} if steps else {}))[1]
+                        options: dict[str, Any] = {"steps": steps} if steps else {}
+                        report = distill_filter(some, method, order=order, **options)[1]
                     times = sorted(seconds.get(method, []))
                     new.append(
                         DistillRow(
@@ -205,7 +206,7 @@ def _time_layer(
     few = min(5, gradient_steps)
     for _ in range(repeats):
         for method in methods:
-            options = {"steps": few} if method == "gradient" else {}
+            options: dict[str, Any] = {"steps": few} if method == "gradient" else {}
             started = time.perf_counter()
             distill_filter(layer, method, order=order, **options)
             took = time.perf_counter() - started
@@ -247,8 +248,8 @@ def print_table(rows: Sequence[DistillRow], console: Console) -> None:
     for order in orders:
         cells = []
         for method in methods:
-            here = sorted(r.layer_seconds for r in timed if (r.method, r.order) == (method, order) and r.layer_seconds)
-            cells.append(f"{here[len(here) // 2]:.3g} ({here[-1]:.3g})")
+            took = sorted(r.layer_seconds for r in timed if (r.method, r.order) == (method, order) and r.layer_seconds)
+            cells.append(f"{took[len(took) // 2]:.3g} ({took[-1]:.3g})")
         times.add_row(f"order {order}", *cells)
     console.print(times)
 

@@ -96,7 +96,7 @@ class FitReport:
 
     def __getitem__(self, rows: slice) -> "FitReport":
         """The report on some of the filters."""
-        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return dataclasses.replace(self, **tensors)
 
     def to_dict(self) -> dict[str, Any]:
