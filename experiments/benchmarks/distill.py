@@ -23,7 +23,7 @@ from .report import append_rows, default_output, environment, styles
 
 try:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -279,7 +279,11 @@ def plot(rows: Sequence[DistillRow], path: Path) -> None:
         panel.xaxis.set_major_locator(FixedLocator(orders))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        low, high = panel.get_ylim()
+        if high < 10 * low:  # else the powers of ten are labels enough
+            panel.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        else:
+            panel.yaxis.set_minor_formatter(NullFormatter())
         panel.tick_params(labelsize=7, which="both")
         panel.set_title(f"{family}, {'trained' if trained else 'as initialised'}", loc="left", fontsize=9)
         panel.grid(axis="y", color="0.85")

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from .bank import Bank, count_states, widen
-from .hankel import era, expected_error, hankel
+from .hankel import era, expected_error, offer_era
 from .polish import polish
 from .pursuit import pursue
 
 _TRIAL = 6  # steps of a descent that decides between two starts
 _CLOSE = 1.5  # starts whose errors are within this factor of the better one's are tried
 _HOPELESS = 0.3  # error that ERA must promise to be tried at all
+_ROUGH = 0.05  # error that ERA must promise for other orders of it to be tried where it fails
 _STEEP = 4.0  # singular values this many times above that of the order are not among the flat ones
 _NEAR = 20.0  # errors further from a tolerance are not worth a descent
 _DONE = 16.0  # roundings of the taps
@@ -29,7 +30,7 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
     """
     expected = expected_error(bank, rows, order)
     smooth = expected < _HOPELESS
-    hankel(bank, rows[smooth], order[smooth], tol=tol)
+    offer_era(bank, rows[smooth], order[smooth], tol, give_up=_ROUGH)
     # With `tol` the bank may hold more states than this order has.
     start, used = bank.poles[rows], bank.used[rows]
     fits = count_states(start, used) <= order

@@ -57,9 +57,14 @@ def hankel(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None)
     Where the fit is far above its lower bound (unstable poles, or a nilpotent part: delays), lower orders and a ring of
     small poles are tried too, so that the error is nearly monotone in the order.
     """
+    offer_era(bank, rows, order, tol, give_up=math.inf)
+
+
+def offer_era(bank: Bank, rows: Tensor, order: Tensor, tol: float | None, give_up: float) -> None:
+    """`hankel`, but without other tries where singular values promise no error below `give_up`."""
     error, unstable = _offer(bank, rows, order, tol=tol)
     expected = expected_error(bank, rows, order)
-    doubtful = (unstable | (error > _SUSPECT * expected)) & (error > _DONE * bank.eps)
+    doubtful = (unstable | (error > _SUSPECT * expected)) & (error > _DONE * bank.eps) & (expected < give_up)
     if tol is not None:
         doubtful &= error > tol
     suspects, tried = rows[doubtful], order[doubtful]
