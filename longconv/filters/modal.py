@@ -127,14 +127,11 @@ class ModalFilter(RecurrentFilter):
         # By way of the meta device, so as not to draw an initialisation from the global generator.
         module = cls(*poles.shape, lr=lr, device="meta", dtype=dtype).to_empty(device=poles.device)
         module._mark_parameters()
-        exact = poles.detach().to(torch.complex128)
-        radius = exact.abs()
-        # -log|lambda| = exp(log_decay) + eps; what is left above eps may be zero or less, hence the clamp.
-        rate = (-radius.log() - torch.finfo(dtype).eps).clamp(min=torch.finfo(dtype).tiny)
         with torch.no_grad():
+            log_decay, frequency = _encode(poles, dtype)
             module.log_dt.zero_()
-            module.log_decay.copy_(torch.where(radius > 0, rate.log(), _LOG_DECAY_OF_ZERO))
-            module.frequency.copy_(exact.angle() / math.pi)
+            module.log_decay.copy_(log_decay)
+            module.frequency.copy_(frequency)
             module.residue.copy_(torch.view_as_real(residues.detach().resolve_conj()))
             module.passthrough.copy_(passthrough.detach())
         return module
@@ -142,10 +139,7 @@ class ModalFilter(RecurrentFilter):
     @property
     def poles(self) -> Tensor:
         """(D, N) complex128, |lambda| < 1 even when rounded to the parameters' precision. Differentiable."""
-        dt = self.log_dt.double().exp()[:, None]
-        rate = dt * self.log_decay.double().exp() + torch.finfo(self._dtype).eps
-        angle = math.pi * dt * self.frequency.double()
-        return torch.polar((-rate).exp(), angle)
+        return _decode(self.log_decay, self.frequency, self.log_dt.double().exp()[:, None], self._dtype)
 
     @property
     def residues(self) -> Tensor:
@@ -160,3 +154,23 @@ class ModalFilter(RecurrentFilter):
     def extra_repr(self) -> str:
         """Describe the sizes, for `repr`."""
         return f"channels={self.channels}, order={self.order}, state_size={self.state_size}"
+
+
+def round_poles(poles: Tensor, dtype: torch.dtype) -> Tensor:
+    """The poles (...) complex128 that `ModalFilter.from_modes` makes of these with parameters of float32 or float64."""
+    log_decay, frequency = (parameter.to(dtype) for parameter in _encode(poles, dtype))
+    return _decode(log_decay, frequency, torch.ones((), dtype=torch.float64, device=poles.device), dtype)
+
+
+def _encode(poles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """log_decay and frequency, in float64, with dt = 1."""
+    exact = poles.detach().to(torch.complex128)
+    radius = exact.abs()
+    # -log|lambda| = exp(log_decay) + eps; what is left above eps may be zero or less, hence the clamp.
+    rate = (-radius.log() - torch.finfo(dtype).eps).clamp(min=torch.finfo(dtype).tiny)
+    return torch.where(radius > 0, rate.log(), _LOG_DECAY_OF_ZERO), exact.angle() / math.pi
+
+
+def _decode(log_decay: Tensor, frequency: Tensor, dt: Tensor, dtype: torch.dtype) -> Tensor:
+    rate = dt * log_decay.double().exp() + torch.finfo(dtype).eps
+    return torch.polar((-rate).exp(), math.pi * dt * frequency.double())

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import TypeVar
@@ -15,7 +15,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def blocks(make: Callable[[int], T], workers: int | None = None, first: int = 0) -> Iterator[T]:
+def blocks(make: Callable[[int], T], workers: int | None = None, first: int = 0) -> Generator[T, None, None]:
     """``make(first), make(first + 1), …`` without end, computed ahead by `workers` threads (default: one per core).
 
     `make` must depend on its argument alone. It should spend its time in numpy, which lets other threads run meanwhile.

@@ -17,6 +17,7 @@ levels, so that what is thrown away, most of it, never gets digits, operators or
 always too short: roots are operators here, which is the same distribution.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,15 +116,15 @@ def generate_parts(
     Stream(seed)  # a wrong seed is an error now, not in a thread
     seen: set[bytes] = set()
     empty = 0
-    made = blocks(lambda block: _make_block(config, seed, block), workers)
-    while len(seen) < n:
-        part = _without(next(made), seen, n)
-        empty = 0 if len(part) else empty + 1
-        if empty == _EMPTY_BLOCKS:
-            raise ValueError(f"found {len(seen)} of {n} trees in {config}, then none in {empty * _ROOTS} more")
-        if len(part):
-            yield part
-    made.close()  # type: ignore[attr-defined]  # a generator: its threads end here
+    # Its threads end with the block, also if nobody wants the rest.
+    with contextlib.closing(blocks(lambda block: _make_block(config, seed, block), workers)) as made:
+        while len(seen) < n:
+            part = _without(next(made), seen, n)
+            empty = 0 if len(part) else empty + 1
+            if empty == _EMPTY_BLOCKS:
+                raise ValueError(f"found {len(seen)} of {n} trees in {config}, then none in {empty * _ROOTS} more")
+            if len(part):
+                yield part
 
 
 def _without(part: Expressions, seen: set[bytes], n: int) -> Expressions:

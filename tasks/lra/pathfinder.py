@@ -14,6 +14,7 @@ et al. 2021 (arXiv:2011.04006, ``lra_benchmarks/data/pathfinder.py``):
 Where this deviates from the published generator, and why, is in docs/lra.md.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -75,12 +76,12 @@ def generate_parts(
         raise ValueError(f"n must be 0 or more, got {n}")
     Stream(seed)  # a wrong seed is an error now, not in a thread
     done = 0
-    made = blocks(lambda block: _make_block(config, seed, block), workers)
-    while done < n:
-        part = next(made)[: n - done]
-        done += len(part)
-        yield part
-    made.close()  # type: ignore[attr-defined]  # a generator: its threads end here
+    # Its threads end with the block, also if nobody wants the rest.
+    with contextlib.closing(blocks(lambda block: _make_block(config, seed, block), workers)) as made:
+        while done < n:
+            part = next(made)[: n - done]
+            done += len(part)
+            yield part
 
 
 def _make_block(config: PathfinderConfig, seed: int, block: int) -> Scenes:

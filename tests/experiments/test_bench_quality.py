@@ -96,8 +96,10 @@ def test_a_trained_model_is_not_trained_again_and_an_interrupted_one_goes_on(ran
     monkeypatch.setattr("longconv.experiments.benchmarks.quality_models.train", train)
     again = quality.run(**{**options, "finetune_minutes": 0.0, "output": tmp_path / "rows.csv"})
     assert calls == []
-    # All but when, and how long it took.
-    strip = lambda row: dataclasses.replace(row, date="", distill_seconds=0.0)  # noqa: E731
+
+    def strip(row):  # all but when, and how long it took
+        return dataclasses.replace(row, date="", distill_seconds=0.0)
+
     assert list(map(strip, again)) == [strip(row) for row in rows if not row.fine_tuned_seconds]
     with pytest.raises(ValueError, match=r"was trained with hidden_size = 16, not 32"):
         quality.run(**{**options, "hidden_size": 32})

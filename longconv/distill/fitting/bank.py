@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from longconv.filters.modal import ModalFilter
+from longconv.filters.modal import ModalFilter, round_poles
 
 from .hankel_svd import Section, hankel_sections
 from .report import FitReport, numerical_rank, ratio
@@ -81,9 +81,7 @@ class Bank:
         """
         real = poles.imag.abs() <= _REAL * poles.abs()
         poles = torch.where(poles.imag < 0, poles.conj(), poles)
-        h_0 = torch.zeros(len(poles), dtype=torch.float64, device=poles.device)
-        # Rounding is elementwise, so these are the poles of the final filter.
-        poles = ModalFilter.from_modes(poles, torch.zeros_like(poles), h_0, dtype=self.dtype).poles.detach()
+        poles = round_poles(poles, self.dtype)
         return torch.where(real, poles.real + 0j, poles)
 
     def offer(self, rows: Tensor, poles: Tensor, used: Tensor, *, tol: float | None = None) -> Tensor:

@@ -21,8 +21,8 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
     """Offer ERA's poles, and where those leave an error, poles polished from there or from a pursuit.
 
     Smooth filters, of steeply falling singular values, are ERA's; rough ones the pursuit's, which begins from the few
-    poles of ERA for the values that do fall. Polished poles are kept
-    where they are better with residues that cancel no more than the precision of the parameters allows.
+    poles of ERA for the values that do fall. Polished poles are kept where they are better with residues that cancel no
+    more than the precision of the parameters allows.
 
     Args:
         bank, rows, order, tol: see `longconv.distill.fitting.fit.Method`.

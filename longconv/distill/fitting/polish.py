@@ -10,6 +10,7 @@ Shapes: D filters, M taps after lag 0, N modes (a conjugate pair each, or a real
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -150,6 +151,6 @@ class _Point:
         """Those rows only."""
         return self._map(lambda a, _: a[rows], self)
 
-    def _map(self, fn, other: "_Point") -> "_Point":  # type: ignore[no-untyped-def]
+    def _map(self, fn: Callable[[Tensor, Tensor], Tensor], other: "_Point") -> "_Point":
         names = [field.name for field in dataclasses.fields(self)]
         return _Point(*(fn(getattr(self, name), getattr(other, name)) for name in names))

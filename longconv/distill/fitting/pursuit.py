@@ -5,8 +5,8 @@ and refits all residues (Pati, Rezaiifar & Krishnaprasad 1993; with damped sinus
 subspace method spreads its poles over the strongest singular vectors; for rough filters, of slowly falling singular
 values, the poles that are found here are the better start for a descent.
 
-The dictionary is a grid of decay rates, and for each the frequencies of an FFT as long as the
-exponential lasts, so that its size is that of a few transforms of the taps.
+The dictionary is a grid of decay rates, and for each the frequencies of an FFT as long as the exponential lasts, so
+that its size is that of a few transforms of the taps.
 
 Shapes: D filters, M taps after lag 0, N modes found.
 """
