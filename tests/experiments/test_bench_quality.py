@@ -57,7 +57,8 @@ def test_run_end_to_end(ran):
         assert row.taps == 64
         assert row.filters == (32 if row.model == "hyena-smooth" else 8)
         copies = 1 if row.model == "hyena-smooth" else 16
-        assert row.states_mean == pytest.approx(row.state_size / row.filters / copies, abs=0.005)
+        # Rows have two decimals, and halves are exact here: 14.875 is written as 14.88.
+        assert row.states_mean == pytest.approx(row.state_size / row.filters / copies, abs=0.0051)
         assert row.bits_per_byte_lost == pytest.approx(row.student_bits_per_byte - row.teacher_bits_per_byte, abs=2e-6)
         assert row.kl >= 0
         assert 0 <= row.top1 <= 1
