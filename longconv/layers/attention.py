@@ -26,7 +26,7 @@ class AttentionState(LayerState):
 
 
 class Attention(Mixer):
-    """Causal multi-head attention (Vaswani et al. 2017) with rotary position embeddings (Su et al. 2021).
+    """Multi-head attention (Vaswani et al. 2017), causal or not, with rotary position embeddings (Su et al. 2021).
 
     Computed by `torch.nn.functional.scaled_dot_product_attention`. Positions count real samples only, so that a padded
     row is the same as the row alone. Packed sequences are attended to one after the other: the sum of their squared
@@ -38,6 +38,7 @@ class Attention(Mixer):
         num_heads: H; D/H must be even.
         rope_theta: base of the rotary frequencies `theta^(-2i H/D)`.
         dropout: probability of dropping an attention weight.
+        bidirectional: every sample attends to all samples, as in an encoder; there is no state then.
 
     Raises:
         ValueError: the channels do not split into heads of even size.
@@ -59,11 +60,13 @@ class Attention(Mixer):
         num_heads: int = 8,
         rope_theta: float = 10000.0,
         dropout: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(channels, max_length)
         if num_heads < 1 or channels % (2 * num_heads):
             raise ValueError(f"num_heads must split {channels} channels into heads of even size, got {num_heads}")
         self.num_heads, self.rope_theta, self.dropout = num_heads, rope_theta, dropout
+        self.causal = not bidirectional
         self.in_proj = nn.Linear(channels, 3 * channels, bias=False)
         self.out_proj = nn.Linear(channels, channels, bias=False)
 
@@ -80,6 +83,8 @@ class Attention(Mixer):
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
         if cu_seqlens is not None:
             return for_each_sequence(self.forward, x, cu_seqlens)
+        if not self.causal:
+            return self._attend_both_sides(x, mask)
         state = self.init_state(x.shape[0], dtype=x.dtype, device=x.device) if state is None else state
         y, after = self._attend(x, mask, state)
         return (y, after) if return_state else y
@@ -88,6 +93,7 @@ class Attention(Mixer):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> AttentionState:
         """Return the empty cache; see `Mixer.init_state`."""
+        self.check_causal()
         weight = self.in_proj.weight
         shape = (batch_size, self.num_heads, 0, self.channels // self.num_heads)
         empty = torch.zeros(shape, dtype=dtype or weight.dtype, device=device or weight.device)
@@ -112,8 +118,7 @@ class Attention(Mixer):
             real = real.append(mask)
             positions = mask.cumsum(1) - 1 + (T - padding)[:, None]
             padding = padding + L - mask.sum(1)
-        q, k, v = self.in_proj(x).view(B, L, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = self._rotate(q, k, positions)
+        q, k, v = self._project(x, positions)
         if T == 0:  # nothing to carry over, so no copy
             keys, values = GrowingBuffer(k, 2), GrowingBuffer(v, 2)
         else:
@@ -128,6 +133,23 @@ class Attention(Mixer):
         )
         y = self.out_proj(y.transpose(1, 2).reshape(B, L, D))
         return y, AttentionState(T + L, keys, values, real, padding)
+
+    def _attend_both_sides(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        B, L, D = x.shape
+        if mask is None:
+            positions, allowed = torch.arange(L, device=x.device)[None], None
+        else:
+            positions = mask.cumsum(1) - 1
+            # A softmax over nothing is NaN: a row without a real sample attends to its padding.
+            allowed = (mask | ~mask.any(1, keepdim=True))[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(*self._project(x, positions), attn_mask=allowed, dropout_p=dropout)
+        return self.out_proj(y.transpose(1, 2).reshape(B, L, D))
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, turned by `positions` (B or 1, L), and values: (B, H, L, D/H) each."""
+        q, k, v = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return *self._rotate(q, k, positions), v
 
     def _rotate(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Turn each pair (x_i, x_{i + half}) of q and k by positions * theta^(-i / half), angles in float32."""
@@ -144,7 +166,8 @@ class Attention(Mixer):
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
-        return f"channels={self.channels}, num_heads={self.num_heads}, max_length={self.max_length}"
+        sizes = f"channels={self.channels}, num_heads={self.num_heads}, max_length={self.max_length}"
+        return sizes if self.causal else f"{sizes}, bidirectional=True"
 
 
 def _allowed(T: int, L: int, real: Tensor | None, device: torch.device) -> Tensor | None:

@@ -39,7 +39,10 @@ class Hyena(Mixer):
         v <- h_i * (x_i v) + skip_i (x_i v)             for i = n-1, ..., 1
         y = out_proj(x_0 v)
 
-    Here `*` is the causal convolution with the long filter of stage i. Stage i = n-1 uses `long_filters[0]`.
+    Here `*` is the causal convolution with the long filter of stage i. Stage i = n-1 uses `long_filters[0]`. With
+    `bidirectional` every stage has a second filter, of the lags -1, -2, ..., so that lag 0 is counted once; these are
+    the second half of `long_filters`, in the same order. The short convolution is centred then (of an even number of
+    taps, one more is ahead than behind). The paper's operator is causal; its authors mention this in passing.
 
     Args:
         channels: D.
@@ -49,6 +52,7 @@ class Hyena(Mixer):
             `{"name": "modal", "order": N}` for one that also runs as a recurrence.
         short_kernel: taps of the short depthwise convolution.
         dropout: probability of dropping an element of x_i v.
+        bidirectional: see above; there is no state then.
 
     Raises:
         ValueError: order < 2, short_kernel < 1, or a filter that does not fit.
@@ -71,17 +75,19 @@ class Hyena(Mixer):
         filter: str | dict[str, Any] = "hyena",
         short_kernel: int = 3,
         dropout: float = 0.0,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(channels, max_length)
         if order < 2:
             raise ValueError(f"order must be at least 2, got {order}")
         if short_kernel < 1:
             raise ValueError(f"short_kernel must be at least 1, got {short_kernel}")
-        self.order = order
+        self.order, self.causal = order, not bidirectional
         self.in_proj = nn.Linear(channels, (order + 1) * channels)
         self.short_weight = nn.Parameter(torch.empty((order + 1) * channels, short_kernel))
         self.short_bias = nn.Parameter(torch.empty((order + 1) * channels))
-        self.long_filters = nn.ModuleList(build_filter(filter, channels, max_length) for _ in range(order - 1))
+        count = (order - 1) * (1 + bidirectional)
+        self.long_filters = nn.ModuleList(build_filter(filter, channels, max_length) for _ in range(count))
         self.skip = nn.Parameter(torch.empty(order - 1, channels))
         self.dropout = nn.Dropout(dropout)
         self.out_proj = nn.Linear(channels, channels)
@@ -110,23 +116,25 @@ class Hyena(Mixer):
         keep = None if mask is None else mask[:, None]
         u = u if keep is None else u * keep
         short = None if state is None else state.short
-        if cu_seqlens is not None:
-            u = short_conv(u, self.short_weight, self.short_bias, cu_seqlens=cu_seqlens)
+        if cu_seqlens is not None or not self.causal:
+            padding = "causal" if self.causal else "same"
+            u = short_conv(u, self.short_weight, self.short_bias, padding=padding, cu_seqlens=cu_seqlens)
         else:
             u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
         *gates, v = u.chunk(self.order + 1, dim=1)
         dropping = self.training and self.dropout.p > 0
         long: list[Any] = []
-        for stage, filter in enumerate(self.long_filters):
+        for stage in range(self.order - 1):
             gate = gates[self.order - 1 - stage]
             if keep is not None:
                 v = v * keep
             if dropping:
                 v = self.dropout(gate * v)
             v, after = long_conv(
-                filter,
+                self.long_filters[stage],
                 v,
                 self.skip[stage],
+                reverse=None if self.causal else self.long_filters[self.order - 1 + stage],
                 pre_gate=None if dropping else gate,
                 post_gate=gates[0] if stage == self.order - 2 else None,
                 cu_seqlens=cu_seqlens,
@@ -144,6 +152,7 @@ class Hyena(Mixer):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> HyenaState:
         """Return the state before the first sample; see `Mixer.init_state`. Filters stay on their own device."""
+        self.check_causal()
         weight = self.in_proj.weight
         dtype = dtype or weight.dtype
         width, K = self.short_weight.shape
@@ -189,8 +198,9 @@ class Hyena(Mixer):
     @property
     def is_recurrent(self) -> bool:
         """Whether `step` costs the same however long the context is."""
-        return all(is_recurrent(filter) for filter in self.long_filters)
+        return self.causal and all(is_recurrent(filter) for filter in self.long_filters)
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
-        return f"channels={self.channels}, order={self.order}, max_length={self.max_length}"
+        sizes = f"channels={self.channels}, order={self.order}, max_length={self.max_length}"
+        return sizes if self.causal else f"{sizes}, bidirectional=True"

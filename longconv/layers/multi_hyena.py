@@ -67,6 +67,8 @@ class MultiHyena(Mixer):
         num_heads: M, which divides D.
         filter: of all heads, as `longconv.filters.build_filter` takes it, with M channels.
         short_kernel: taps of the short depthwise convolution.
+        bidirectional: a second filter (`long_filters[1]`) has the lags -1, -2, ..., and the short convolution is
+            centred (of an even number of taps, one more is ahead than behind); there is no state then.
 
     Raises:
         ValueError: the channels do not split into heads, short_kernel < 1, or a filter that does not fit.
@@ -88,6 +90,7 @@ class MultiHyena(Mixer):
         num_heads: int = 8,
         filter: str | dict[str, Any] = "hyena",
         short_kernel: int = 3,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(channels, max_length)
         if num_heads < 1 or channels % num_heads:
@@ -95,10 +98,11 @@ class MultiHyena(Mixer):
         if short_kernel < 1:
             raise ValueError(f"short_kernel must be at least 1, got {short_kernel}")
         self.num_heads, self.head_dim = num_heads, channels // num_heads
+        self.causal = not bidirectional
         self.in_proj = nn.Linear(channels, 3 * channels)
         self.short_weight = nn.Parameter(torch.empty(3 * channels, short_kernel))
         self.short_bias = nn.Parameter(torch.empty(3 * channels))
-        self.long_filters = nn.ModuleList([build_filter(filter, num_heads, max_length)])
+        self.long_filters = nn.ModuleList(build_filter(filter, num_heads, max_length) for _ in range(1 + bidirectional))
         self.skip = nn.Parameter(torch.empty(num_heads))
         self.out_proj = nn.Linear(channels, channels)
         self.reset_parameters()
@@ -127,13 +131,17 @@ class MultiHyena(Mixer):
         # The projections have biases, so padding is not zero by itself, neither here nor behind the short convolution.
         u = u if mask is None else u * mask[:, None]
         short = None if state is None else state.short
-        u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
+        if self.causal:
+            u, short = short_conv(u, self.short_weight, self.short_bias, state=short, return_state=True)
+        else:
+            u = short_conv(u, self.short_weight, self.short_bias, padding="same")
         u = u if mask is None else u * mask[:, None]
         q, z = self._products(u)
         z, long = long_conv(
             self.long_filters[0],
             z,
             self.skip,
+            reverse=None if self.causal else self.long_filters[1],
             state=None if state is None else state.long,
             return_state=return_state,
         )
@@ -141,6 +149,7 @@ class MultiHyena(Mixer):
         if not return_state:
             return y
         assert long is not None
+        assert short is not None
         position = (state.position if state is not None else 0) + x.shape[1]
         return y, MultiHyenaState(position, short, long, self.head_dim**2)
 
@@ -148,6 +157,7 @@ class MultiHyena(Mixer):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> MultiHyenaState:
         """Return the state before the first sample; see `Mixer.init_state`. Filters stay on their own device."""
+        self.check_causal()
         weight, pairs = self.in_proj.weight, self.head_dim**2
         dtype = dtype or weight.dtype
         width, K = self.short_weight.shape
@@ -195,8 +205,9 @@ class MultiHyena(Mixer):
     @property
     def is_recurrent(self) -> bool:
         """Whether `step` costs the same however long the context is."""
-        return is_recurrent(self.long_filters[0])
+        return self.causal and is_recurrent(self.long_filters[0])
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
-        return f"channels={self.channels}, num_heads={self.num_heads}, max_length={self.max_length}"
+        sizes = f"channels={self.channels}, num_heads={self.num_heads}, max_length={self.max_length}"
+        return sizes if self.causal else f"{sizes}, bidirectional=True"

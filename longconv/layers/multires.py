@@ -34,6 +34,14 @@ class MultiresLayer(Mixer):
     adds what they put behind it in each block, a linear map to 2D channels, a gated linear unit a sigmoid(b), and
     dropout again. Their residual and norm are the model's.
 
+    The published layer is causal. With `bidirectional` the same transform of the reversed sequence is added, with
+    filters and weights of its own (`h0_reverse`, `h1_reverse` and `w_reverse`, which is without a column for x, so that
+    x is weighed once):
+
+        z_t = z(x)_t + z'(reverse x)_{L-1-t},    z' = w'_0 a'_J + w'_1 b'_J + ... + w'_J b'_1
+
+    Both trees see x_t through their taps at lag 0, as both of MEGA's averages do.
+
     Args:
         channels: D.
         max_length: the longest sequence; None for no limit.
@@ -46,6 +54,7 @@ class MultiresLayer(Mixer):
         dropout: probability of dropping a channel of a sequence, at all times.
         output: `"none"` or `"glu"`.
         indep_res_init: draw the weight of x from U(-1, 1), whatever the number of coefficients.
+        bidirectional: see above; there is no state then.
 
     Raises:
         ValueError: a value that is none of these, neither depth nor max_length (or only max_length with K = 1), a
@@ -73,6 +82,7 @@ class MultiresLayer(Mixer):
         dropout: float = 0.0,
         output: str = "none",
         indep_res_init: bool = False,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__(channels, max_length)
         for name, value, known in (
@@ -95,20 +105,34 @@ class MultiresLayer(Mixer):
             raise ValueError(f"memory_size is for 'uniform', which needs it; got {memory_size} with {tree_select!r}")
         if memory_size is not None and memory_size < 1:
             raise ValueError(f"memory_size must be at least 1, got {memory_size}")
+        self.causal = not bidirectional
         self.kernel_size, self.depth, self.tree_select = kernel_size, depth, tree_select
         self.activation, self.dropout, self.indep_res_init = activation, dropout, indep_res_init
         self.h0 = nn.Parameter(torch.empty(channels, kernel_size))
         self.h1 = nn.Parameter(torch.empty(channels, kernel_size))
-        self.w = nn.Parameter(torch.empty(channels, (depth + 1 if memory_size is None else memory_size) + 1))
+        coefficients = depth + 1 if memory_size is None else memory_size
+        self.w = nn.Parameter(torch.empty(channels, coefficients + 1))
+        if bidirectional:
+            self.h0_reverse = nn.Parameter(torch.empty(channels, kernel_size))
+            self.h1_reverse = nn.Parameter(torch.empty(channels, kernel_size))
+            self.w_reverse = nn.Parameter(torch.empty(channels, coefficients))
         self.out_proj = nn.Linear(channels, 2 * channels) if output == "glu" else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """h0, h1 ~ U(-1, 1) / sqrt(K), w ~ U(-1, 1) / sqrt(m + 1) for m coefficients and x, `out` as `nn.Linear`."""
-        for filter in (self.h0, self.h1):
+        """h0, h1 ~ U(-1, 1) / sqrt(K), w ~ U(-1, 1) / sqrt(m + 1) for m coefficients and x, `out` as `nn.Linear`.
+
+        The m coefficients are those of both directions, so that z begins with the same variance with one or two.
+        """
+        filters, weights = [self.h0, self.h1], [self.w]
+        if not self.causal:
+            filters += [self.h0_reverse, self.h1_reverse]
+            weights += [self.w_reverse]
+        for filter in filters:
             nn.init.uniform_(filter, -(self.kernel_size**-0.5), self.kernel_size**-0.5)
-        bound = self.w.shape[1] ** -0.5
-        nn.init.uniform_(self.w, -bound, bound)
+        bound = sum(weight.shape[1] for weight in weights) ** -0.5
+        for weight in weights:
+            nn.init.uniform_(weight, -bound, bound)
         if self.indep_res_init:
             nn.init.uniform_(self.w[:, -1], -1.0, 1.0)
         if self.out_proj is not None:
@@ -129,11 +153,20 @@ class MultiresLayer(Mixer):
         filters, tree = (self.h0, self.h1, self.w), {"levels": self.depth, "tree_select": self.tree_select}
         if state is None and not return_state:
             z: Tensor = multires_conv(u, *filters, cu_seqlens=cu_seqlens, **tree)  # type: ignore[call-overload]
+            if not self.causal:
+                reversed_ends = None if cu_seqlens is None else u.shape[-1] - cu_seqlens.flip(0)
+                ahead = multires_conv(u.flip(-1), *self._reverse, cu_seqlens=reversed_ends, **tree)  # type: ignore[call-overload]
+                z = z + ahead.flip(-1)
             return self._output(z.mT)
         lines = None if state is None else state.lines
         z, after = multires_conv(u, *filters, state=lines, return_state=True, **tree)  # type: ignore[call-overload]
         y = self._output(z.mT)
         return (y, MultiresState((0 if state is None else state.position) + x.shape[1], after)) if return_state else y
+
+    @property
+    def _reverse(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Filters and weights of the transform of the reversed sequence, which does not weigh x."""
+        return self.h0_reverse, self.h1_reverse, F.pad(self.w_reverse, (0, 1))
 
     def _output(self, z: Tensor) -> Tensor:
         """The pointwise part: z (B, L, D) or (B, D) to the same."""
@@ -150,6 +183,7 @@ class MultiresLayer(Mixer):
         self, batch_size: int, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> MultiresState:
         """Return the state before the first sample; see `Mixer.init_state`. It is on the layer's device."""
+        self.check_causal()
         tree: dict[str, Any] = {"levels": self.depth, "tree_select": self.tree_select}
         return MultiresState(0, multires_state(batch_size, self.h0, self.w, dtype=dtype or self.w.dtype, **tree))
 
@@ -162,14 +196,29 @@ class MultiresLayer(Mixer):
 
     @property
     def receptive_field(self) -> int:
-        """1 + (K-1) (2^J - 1), with either selection."""
-        return 1 + (self.kernel_size - 1) * (2**self.depth - 1)
+        """1 + (K-1) (2^J - 1), with either selection; of two directions 1 + 2 (K-1) (2^J - 1)."""
+        return 1 + self._reach + self.lookahead
+
+    @property
+    def lookahead(self) -> int:
+        """0 if causal, else (K-1) (2^J - 1)."""
+        return 0 if self.causal else self._reach
+
+    @property
+    def _reach(self) -> int:
+        """How far one tree reaches."""
+        return (self.kernel_size - 1) * (2**self.depth - 1)
 
     def kernel(self, L: int) -> Tensor:
-        """The dense kernel (D, L) of z, before activation and output; see `Mixer.kernel`."""
-        return multires_kernel(self.h0, self.h1, self.w, L, levels=self.depth, tree_select=self.tree_select)
+        """The dense kernel (D, L) of z, or (D, 2L - 1), before activation and output; see `Mixer.kernel`."""
+        tree: dict[str, Any] = {"levels": self.depth, "tree_select": self.tree_select}
+        behind = multires_kernel(self.h0, self.h1, self.w, L, **tree)
+        if self.causal:
+            return behind
+        return F.pad(behind, (L - 1, 0)) + F.pad(multires_kernel(*self._reverse, L, **tree).flip(-1), (0, L - 1))
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
         tree = f"kernel_size={self.kernel_size}, depth={self.depth}, tree_select={self.tree_select!r}"
-        return f"channels={self.channels}, {tree}, max_length={self.max_length}"
+        sizes = f"channels={self.channels}, {tree}, max_length={self.max_length}"
+        return sizes if self.causal else f"{sizes}, bidirectional=True"

@@ -82,6 +82,11 @@ class TCN(StackMixer):
     shifted against their skips, as far as their receptive field reaches, until the shifts add up to a; so x_t still
     reaches y_t by the skips alone. Zeros follow the last sample.
 
+    With `bidirectional` every block is centred: its convolutions reach (K-1) growth^i samples behind and as many ahead
+    of its skip, at every scale alike, so the lookahead is half of the receptive field, (K-1) sum_i growth^i. (The same
+    number as `lookahead` would let the fine blocks see nothing but the future, and the coarse ones little but the
+    past.) It streams as any lookahead does; with K = 1 there is nothing ahead and it is causal.
+
     Args:
         channels: D.
         max_length: the longest sequence; None for no limit.
@@ -93,12 +98,13 @@ class TCN(StackMixer):
         dilation_growth: base of the dilations.
         depthwise: convolutions that do not mix channels; needs D channels throughout.
         lookahead: a, less than the receptive field.
+        bidirectional: see above; instead of a lookahead.
         init_std: the standard deviation of the convolutions' first weights; None for what the authors' code comes to,
             see `reset_parameters`.
 
     Raises:
         ValueError: a size that is not positive, numbers of blocks that disagree, depthwise with other than D channels,
-            or too large a lookahead.
+            too large a lookahead, or one beside `bidirectional`.
     """
 
     card = LayerCard(
@@ -122,6 +128,7 @@ class TCN(StackMixer):
         dilation_growth: int = 2,
         depthwise: bool = False,
         lookahead: int = 0,
+        bidirectional: bool = False,
         init_std: float | None = None,
     ) -> None:
         super().__init__(channels, max_length)
@@ -143,10 +150,17 @@ class TCN(StackMixer):
         self._reach = sum(2 * (kernel_size - 1) * dilation for dilation in dilations)
         if not 0 <= lookahead <= self._reach:
             raise ValueError(f"lookahead must be in 0 ... receptive field - 1 = {self._reach}, got {lookahead}")
+        if bidirectional and lookahead:
+            raise ValueError(
+                f"lookahead is {self._reach // 2} with bidirectional, and must not be given; got {lookahead}"
+            )
+        if bidirectional:
+            lookahead = self._reach // 2
         self._lookahead, self.causal = lookahead, lookahead == 0
         self.blocks = nn.ModuleList()
         for before, width, dilation in zip([channels, *widths], widths, dilations, strict=False):
-            lag = min(lookahead, 2 * (kernel_size - 1) * dilation)
+            reach = 2 * (kernel_size - 1) * dilation
+            lag = reach // 2 if bidirectional else min(lookahead, reach)
             lookahead -= lag
             options: dict[str, Any] = {"dropout": dropout, "depthwise": depthwise, "init_std": init_std}
             self.blocks.append(TemporalBlock(before, width, kernel_size, dilation, lag=lag, **options))

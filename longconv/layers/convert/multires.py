@@ -31,9 +31,11 @@ def load_multires_state_dict(
         mixing_prefix: of the block's 1x1 convolution, e.g. `"mixing_layers.3."`, for a layer with `output="glu"`.
 
     Raises:
-        ValueError: a tensor is missing, of another shape or left over, or there is a mixing_prefix and no "glu" or the
-            other way round.
+        ValueError: a tensor is missing, of another shape or left over, the layer is bidirectional, or there is a
+            mixing_prefix and no "glu" or the other way round.
     """
+    if not layer.causal:
+        raise ValueError("the layer must be causal, as the published one is")
     if (mixing_prefix is None) != (layer.out_proj is None):
         kind = "none" if layer.out_proj is None else "glu"
         raise ValueError(f"mixing_prefix goes with output='glu'; got {mixing_prefix!r} and output={kind!r}")

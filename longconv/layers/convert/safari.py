@@ -51,8 +51,11 @@ def load_safari_state_dict(layer: Hyena, state_dict: Mapping[str, Tensor], prefi
         prefix: of this operator in `state_dict`, e.g. `"backbone.layers.3.mixer."`.
 
     Raises:
-        ValueError: the layer's filters are of another kind, or a tensor is missing, of another shape or left over.
+        ValueError: the layer is bidirectional or its filters are of another kind, or a tensor is missing, of another
+            shape or left over.
     """
+    if not layer.causal:
+        raise ValueError("the layer must be causal, as the published one is")
     O, reader = len(layer.long_filters), Reader(state_dict, prefix)
     for name in ("in_proj.weight", "in_proj.bias", "out_proj.weight", "out_proj.bias"):
         reader.copy(layer.get_parameter(name), name)
@@ -74,8 +77,11 @@ def load_multi_hyena_state_dict(layer: MultiHyena, state_dict: Mapping[str, Tens
         prefix: of this operator in `state_dict`.
 
     Raises:
-        ValueError: the layer's filter is of another kind, or a tensor is missing, of another shape or left over.
+        ValueError: the layer is bidirectional or its filter is of another kind, or a tensor is missing, of another
+            shape or left over.
     """
+    if not layer.causal:
+        raise ValueError("the layer must be causal, as the published one is")
     reader = Reader(state_dict, prefix)
 
     def reorder(outputs: Tensor) -> Tensor:
