@@ -16,9 +16,21 @@ _FROM_TRANSFORMERS = {
     *("_attn_implementation_internal", "experts_implementation", "_experts_implementation_internal"),
 }
 
+_CHOICES = {
+    "activation": ("swiglu", "gelu"),
+    "norm": ("rms", "layer", "batch"),
+    "norm_position": ("pre", "post"),
+    "classifier_pooling": ("mean", "last", "attention"),
+}
+
 
 class LongConvConfig(PreTrainedConfig):
-    """Configuration of a stack of pre-norm blocks, each a sequence mixer and an MLP.
+    """Configuration of a stack of blocks, each a sequence mixer and an MLP around norms and residuals.
+
+    The defaults are those of language models. Classifiers as published on the Long Range Arena have no MLP but an
+    output GLU in the mixer, other norms, PyTorch's initialisation and, for images, continuous inputs (Gu et al. 2022,
+    S4, appendix D; Li et al. 2022, SGConv): `intermediate_size=0, norm="batch", norm_position="post",
+    initializer_range=None, embedding_dropout=0.0, tie_dropout=True, input_size=1`.
 
     Args:
         vocab_size: number of tokens.
@@ -30,18 +42,31 @@ class LongConvConfig(PreTrainedConfig):
         layer_options: block index, as a string -> options that override `mixer_options` for that block, e.g.
             `{"3": {"filter": {"name": "modal", "order": 8}}}`, as distillation writes them.
         max_position_embeddings: the longest sequence, and every mixer's `max_length` unless its options have one.
-        intermediate_size: width of the MLP; None for 2 hidden_size, as in the published Hyena language models.
+        intermediate_size: width of the MLP; None for 2 hidden_size, as in the published Hyena language models; 0 for
+            blocks without an MLP and its norm.
         activation: of the MLP, `"swiglu"` or `"gelu"`.
-        norm_eps: epsilon of the RMS norms.
-        dropout: of the embedding and of both residual branches of a block.
+        norm: `"rms"`, `"layer"`, or `"batch"` over the real positions of a batch (`norms.BatchNorm`).
+        norm_position: `"pre"`, x <- x + f(norm(x)) and a final norm, or `"post"`, x <- norm(x + f(x)) and none.
+        norm_eps: epsilon of the norms.
+        dropout: of the embedding and of the residual branches of a block.
+        embedding_dropout: of the embedding instead; None for `dropout`.
+        tie_dropout: whether both drop a channel of a sequence at all times instead of elements. (Dropout inside a mixer
+            is among its options.)
         tie_word_embeddings: whether the output projection is the embedding.
-        initializer_range: standard deviation of the initial weights (filters have their own initialisation).
+        initializer_range: standard deviation of the initial weights of embeddings and linear maps, whose biases are
+            zero (filters and some mixers have their own initialisation); None for PyTorch's, embeddings ~ N(0, 1).
+        scale_residual_init: whether that is divided, for what writes to the residual stream, by the root of the number
+            of residual branches (GPT-2); of no effect with `initializer_range=None`.
         pad_token_id, bos_token_id, eos_token_id: special tokens, or None.
-        classifier_pooling: how a sequence classifier pools, `"mean"` over or `"last"` of the real tokens.
+        input_size: C, the channels of continuous inputs `input_values` (B, L, C), which a linear map takes to
+            hidden_size; None for token ids and an embedding.
+        classifier_pooling: how a sequence classifier pools the real positions, by their `"mean"`, the `"last"` one, or
+            `"attention"` with a learned query.
         kwargs: fields of `PreTrainedConfig`, such as `num_labels` or `dtype`.
 
     Raises:
-        ValueError: an argument that is none of these, an unknown mixer, or a value out of range.
+        ValueError: an argument that is none of these, an unknown mixer, or a value out of range. (A value of the wrong
+            type is an error of transformers that names the field.)
     """
 
     model_type = "longconv"
@@ -56,13 +81,19 @@ class LongConvConfig(PreTrainedConfig):
     max_position_embeddings: int = 2048
     intermediate_size: int | None = None
     activation: str = "swiglu"
+    norm: str = "rms"
+    norm_position: str = "pre"
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    embedding_dropout: float | None = None
+    tie_dropout: bool = False
     tie_word_embeddings: bool = True
-    initializer_range: float = 0.02
+    initializer_range: float | None = 0.02
+    scale_residual_init: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    input_size: int | None = None
     classifier_pooling: str = "mean"
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -75,10 +106,22 @@ class LongConvConfig(PreTrainedConfig):
         self.mixer_options = self.mixer_options or {}
         # JSON has only string keys; integers are what one writes by hand.
         self.layer_options = {str(index): options for index, options in (self.layer_options or {}).items()}
-        self.intermediate_size = self.intermediate_size or 2 * self.hidden_size
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "intermediate_size"):
+        # The Auto classes look through it where a configuration has several classes.
+        self.architectures = self.architectures or []
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.intermediate_size is None:
+            self.intermediate_size = 2 * self.hidden_size
+        if self.intermediate_size < 0:
+            raise ValueError(f"intermediate_size must be at least 0, or None, got {self.intermediate_size}")
+        if self.input_size is not None and self.input_size < 1:
+            raise ValueError(f"input_size must be at least 1, or None for token ids, got {self.input_size}")
+        for name in ("dropout", "embedding_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.initializer_range is not None and not self.initializer_range >= 0:
+            raise ValueError(f"initializer_range must be at least 0, or None, got {self.initializer_range}")
         if not self.mixers.split():
             raise ValueError(f"mixers names no mixer; known: {', '.join(sorted(LAYERS))}")
         for name in self.mixers.split():
@@ -90,10 +133,9 @@ class LongConvConfig(PreTrainedConfig):
                 raise ValueError(f"layer_options has {index!r}, which is none of the {self.num_hidden_layers} blocks")
         for index, options in self.layer_options.items():
             check_mixer(self.mixer_of(int(index))[0], options)
-        if self.activation not in ("swiglu", "gelu"):
-            raise ValueError(f"activation must be 'swiglu' or 'gelu', got {self.activation!r}")
-        if self.classifier_pooling not in ("mean", "last"):
-            raise ValueError(f"classifier_pooling must be 'mean' or 'last', got {self.classifier_pooling!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         super().__post_init__(**kwargs)
 
     def mixer_of(self, layer: int) -> tuple[str, dict[str, Any]]:

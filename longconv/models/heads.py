@@ -1,11 +1,11 @@
-"""What stands on the backbone: a language model that generates, and a sequence classifier."""
+"""What stands on the backbone as a language model, which generates. Classifiers are in `classifiers.py`."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .cache import LongConvCache
@@ -20,7 +20,8 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
     and memory that do not depend on the context; all others decode exactly from what they have seen.
 
     Raises:
-        ValueError: a mixer of the configuration is not causal.
+        ValueError: a mixer of the configuration is not causal; `norm="batch"`, whose statistics in training tell every
+            position of the later ones; or an `input_size`.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -28,6 +29,15 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LongConvConfig) -> None:
         super().__init__(config)
+        if config.norm == "batch":
+            raise ValueError(
+                "norm: a language model cannot have 'batch', whose statistics in training contain the tokens it is to "
+                "predict; use 'rms' or 'layer'"
+            )
+        if config.input_size is not None:
+            raise ValueError(
+                f"input_size: a language model takes token ids, so it must be None, got {config.input_size}"
+            )
         self.model = LongConvModel(config)
         for index, block in enumerate(self.model.layers):
             if not block.mixer.causal:
@@ -118,62 +128,3 @@ class LongConvForCausalLM(LongConvPreTrainedModel, GenerationMixin):
         if generation_config.is_assistant:
             return inputs_tensor.new_ones(inputs_tensor.shape[:2], dtype=torch.long)
         return super()._prepare_attention_mask_for_generation(inputs_tensor, generation_config, model_kwargs)
-
-
-class LongConvForSequenceClassification(LongConvPreTrainedModel):
-    """A linear classifier on the pooled hidden states of the real tokens (`config.classifier_pooling`)."""
-
-    def __init__(self, config: LongConvConfig) -> None:
-        super().__init__(config)
-        self.model = LongConvModel(config)
-        assert config.num_labels is not None
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> SequenceClassifierOutput:
-        """Classify sequences.
-
-        Args:
-            input_ids: (B, L) int64; or else `inputs_embeds`.
-            attention_mask: (B, L), nonzero for real tokens, at least one in a row; None if all are.
-            inputs_embeds: (B, L, D).
-            labels: (B,) int64 classes, or floats for regression and multi-label classification (`problem_type`).
-            output_hidden_states: see `LongConvModel.forward`.
-
-        Returns:
-            `loss` (scalar), `logits` (B, num_labels), `hidden_states`.
-
-        Raises:
-            ValueError: see `LongConvModel.forward`.
-        """
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-        )
-        logits = self.score(_pool(out.last_hidden_state, attention_mask, self.config.classifier_pooling))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=out.hidden_states)
-
-
-def _pool(x: Tensor, mask: Tensor | None, how: str) -> Tensor:
-    """Pool x (B, L, D) over the real positions of mask (B, L) to (B, D)."""
-    if mask is None:
-        return x[:, -1] if how == "last" else x.mean(1)
-    mask = mask.bool()
-    if how == "last":
-        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
-        return x[torch.arange(x.shape[0], device=x.device), last]
-    # where, not a product: nothing is promised about padded positions, not even that they are finite.
-    return x.where(mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

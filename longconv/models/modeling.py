@@ -1,88 +1,19 @@
-"""The backbone: token embedding, pre-norm blocks of a mixer and an MLP, final norm. Heads are in `heads.py`."""
+"""The backbone: embedding of tokens or of continuous inputs, blocks, final norm. Heads are in files of their own."""
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GradientCheckpointingLayer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from longconv.filters import Filter
-from longconv.layers import build_layer, stack_lookahead, stack_receptive_field
+from longconv.layers import stack_lookahead, stack_receptive_field
 
+from .blocks import LongConvBlock, build_dropout
 from .cache import Chunk, LongConvCache
 from .configuration import LongConvConfig
-
-
-class MLP(nn.Module):
-    """`down(silu(a) * b)` with `a, b = up(x)` (Shazeer 2020, "GLU variants"), or `down(gelu(up(x)))`."""
-
-    def __init__(self, config: LongConvConfig) -> None:
-        super().__init__()
-        assert config.intermediate_size is not None
-        self.gated = config.activation == "swiglu"
-        self.up = nn.Linear(config.hidden_size, (1 + self.gated) * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        x = self.up(x)
-        if self.gated:
-            a, b = x.chunk(2, dim=-1)
-            return self.down(F.silu(a) * b)
-        return self.down(F.gelu(x))
-
-
-class LongConvBlock(GradientCheckpointingLayer):
-    """`x <- x + mixer(norm(x)); x <- x + mlp(norm(x))`."""
-
-    def __init__(self, config: LongConvConfig, layer: int) -> None:
-        super().__init__()
-        name, options = config.mixer_of(layer)
-        self.mixer_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mixer = build_layer(name, config.hidden_size, **options)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mlp = MLP(config)
-        self.dropout = nn.Dropout(config.dropout)
-        # Read by `_init_weights`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it), and
-        # hands off the filters.
-        for linear in (getattr(self.mixer, "out_proj", None), self.mlp.down):
-            if isinstance(linear, nn.Linear):
-                linear._init_std = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
-        for filter in self.mixer.modules():
-            if isinstance(filter, Filter):
-                for module in filter.modules():
-                    module._has_own_init = True  # type: ignore[assignment]
-
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        state: Any = None,
-        return_state: bool = False,
-    ) -> Any:
-        """Map x (B, L, D) to (B, L, D), or to that and the mixer's state with `return_state`; see `Mixer.forward`."""
-        x_norm = self.mixer_norm(x)
-        mixed = self.mixer(x_norm, mask=mask, cu_seqlens=cu_seqlens, state=state, return_state=return_state)
-        mixed, state = mixed if return_state else (mixed, None)
-        x = self._finish(x, mixed)
-        return (x, state) if return_state else x
-
-    def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Map one token x_t (B, D) to (B, D) and the next state."""
-        mixed, state = self.mixer.step(self.mixer_norm(x_t), state)
-        return self._finish(x_t, mixed), state
-
-    def step_(self, x_t: Tensor, state: Any) -> Tensor:
-        """Map one token x_t (B, D) to (B, D), and write the next state into the tensors of `state`."""
-        return self._finish(x_t, self.mixer.step_(self.mixer_norm(x_t), state))
-
-    def _finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        x = x + self.dropout(mixed)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+from .norms import BatchNorm, build_norm
 
 
 class LongConvPreTrainedModel(PreTrainedModel):
@@ -96,6 +27,11 @@ class LongConvPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = {"long_filters", "nd_filters"}  # noqa: RUF012
     _supports_sdpa = True
+
+    def __init__(self, config: LongConvConfig) -> None:
+        super().__init__(config)
+        # Where transformers' Trainer counts tokens, and gradient checkpointing looks for an embedding.
+        self.main_input_name = "input_ids" if config.input_size is None else "input_values"
 
     def post_init(self) -> None:
         """Initialise, and remember the optimiser options that modules marked on their parameters."""
@@ -131,9 +67,10 @@ class LongConvPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # Children come before their parents, so a mixer whose paper initialises the linear maps has the last word on
         # them, in its `reset_parameters`. Every other linear map is the model's, and all else initialises itself.
+        std = self.config.initializer_range
         linear = isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "_has_own_init", False)
-        if linear:
-            nn.init.normal_(module.weight, std=getattr(module, "_init_std", self.config.initializer_range))  # type: ignore[arg-type]
+        if linear and std is not None:
+            nn.init.normal_(module.weight, std=getattr(module, "_init_std", std))  # type: ignore[arg-type]
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif hasattr(module, "reset_parameters"):
@@ -149,14 +86,19 @@ class LongConvPreTrainedModel(PreTrainedModel):
 
 
 class LongConvModel(LongConvPreTrainedModel):
-    """The backbone: (B, L) token ids -> (B, L, D) hidden states."""
+    """The backbone: (B, L) token ids, or (B, L, C) continuous inputs -> (B, L, D) hidden states."""
 
     def __init__(self, config: LongConvConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.input_size is None:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        else:
+            self.input_proj = nn.Linear(config.input_size, config.hidden_size)
         self.layers = nn.ModuleList(LongConvBlock(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        pre_norm = config.norm_position == "pre"  # else every block ends with one
+        self.norm = build_norm(config.norm, config.hidden_size, config.norm_eps) if pre_norm else nn.Identity()
+        dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.dropout = build_dropout(dropout, config.tie_dropout)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -170,11 +112,12 @@ class LongConvModel(LongConvPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         cu_seqlens: Tensor | None = None,
+        input_values: Tensor | None = None,
     ) -> BaseModelOutputWithPast:
         """Run the stack over a sequence, or over the next tokens of one.
 
         Args:
-            input_ids: (B, L) int64; or else `inputs_embeds`.
+            input_ids: (B, L) integers; or else `inputs_embeds`.
             attention_mask: (B, L), or (B, seen + L) with a cache; nonzero for real tokens.
             past_key_values: the cache of the tokens before, updated in place.
             inputs_embeds: (B, L, D).
@@ -182,15 +125,16 @@ class LongConvModel(LongConvPreTrainedModel):
             output_hidden_states: also return the input of every block and the final output, (B, L, D) each.
             cu_seqlens: (N+1,) int32 or int64, boundaries of N sequences packed in one row (B = 1) that do not see each
                 other; without attention mask and cache.
+            input_values: (B, L, C) floats, in place of `input_ids` for a model with `input_size` C.
 
         Raises:
-            ValueError: not exactly one input is given, a wrong shape, more tokens than a mixer's `max_length`, padding
-                on the right with a cache, a cache of another kind, a cache with gradient checkpointing, or `cu_seqlens`
-                that do not fit or come with a mask or a cache.
+            ValueError: not exactly one input is given, or one that the model does not take, a wrong shape, more tokens
+                than a mixer's `max_length`, padding on the right with a cache, a cache of another kind, a cache with
+                gradient checkpointing or with batch norms in training, `cu_seqlens` that do not fit or come with a mask
+                or a cache, or fewer than two real positions for a batch norm in training.
+            TypeError: `input_ids` that are no integers, or `input_values` that are no floats.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        x = self._embed(input_ids, input_values, inputs_embeds)
         L = x.shape[1]
         use_cache = past_key_values is not None if use_cache is None else use_cache
         if past_key_values is not None and (not use_cache or not isinstance(past_key_values, LongConvCache)):
@@ -200,7 +144,9 @@ class LongConvModel(LongConvPreTrainedModel):
             raise ValueError("use_cache needs gradient checkpointing to be off")
         if cu_seqlens is not None and (attention_mask is not None or cache is not None):
             raise ValueError("cu_seqlens goes with neither attention_mask nor a cache: its sequences are whole")
-        chunk = Chunk(self.dropout(x), self._chunk_mask(attention_mask, x, cache))
+        mask = self._chunk_mask(attention_mask, x, cache)
+        self._check_statistics(x, mask)
+        chunk = Chunk(self.dropout(x), mask)
         pieces = [chunk] if cache is None else cache.take(chunk)
         outputs = [self._run(piece, cu_seqlens, cache, output_hidden_states) for piece in pieces]
         # Tokens that `crop` left pending come out again, before those that were asked for.
@@ -234,11 +180,43 @@ class LongConvModel(LongConvPreTrainedModel):
                 x, cache.states[i] = block.step(x, cache.states[i])  # type: ignore[operator]
             else:
                 x, cache.states[i] = block(x, mask=mask, state=cache.states[i], return_state=True)
-        hidden.append(self.norm(x))
+        hidden.append(self.norm(x, mask) if isinstance(self.norm, BatchNorm) else self.norm(x))
         if cache is not None:
             cache.seen_tokens += L
             cache.may_be_padding = cache.may_be_padding and mask is not None and not bool(mask[:, -1].all())
         return [h[:, None] for h in hidden] if step else hidden
+
+    def _embed(self, input_ids: Tensor | None, input_values: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """The input of the first block, x (B, L, D), from the one input that is given."""
+        C = self.config.input_size
+        if C is None and input_values is not None:
+            raise ValueError("this model takes input_ids, not input_values: its configuration has no input_size")
+        if C is not None and input_ids is not None:
+            raise ValueError(f"this model takes input_values (B, L, {C}), not input_ids: it has input_size = {C}")
+        if sum(given is not None for given in (input_ids, input_values, inputs_embeds)) != 1:
+            raise ValueError(f"give exactly one of {self.main_input_name} and inputs_embeds")
+        if input_ids is not None:
+            if input_ids.is_floating_point():
+                raise TypeError(f"input_ids must be integers, got {input_ids.dtype}")
+            if input_ids.ndim != 2:
+                raise ValueError(f"input_ids must be (B, L), got shape {tuple(input_ids.shape)}")
+            return self.embed_tokens(input_ids)
+        if input_values is not None:
+            if not input_values.is_floating_point():
+                raise TypeError(f"input_values must be floats, got {input_values.dtype}")
+            if input_values.ndim != 3 or input_values.shape[-1] != C:
+                raise ValueError(f"input_values must be (B, L, {C}), got shape {tuple(input_values.shape)}")
+            return self.input_proj(input_values.to(self.input_proj.weight.dtype))
+        assert inputs_embeds is not None
+        return inputs_embeds
+
+    def _check_statistics(self, x: Tensor, mask: Tensor | None) -> None:
+        """Raise ValueError if batch norms have nothing to take a variance of."""
+        if self.config.norm != "batch" or not self.training or torch.compiler.is_compiling():
+            return
+        real = x.shape[0] * x.shape[1] if mask is None else int(mask.sum())
+        if real < 2:
+            raise ValueError(f"batch norms in training need at least two real positions in a batch, got {real}")
 
     def _chunk_mask(self, attention_mask: Tensor | None, x: Tensor, cache: LongConvCache | None) -> Tensor | None:
         """The mask of these tokens, (B, L) bool, or None if it masks nothing."""
