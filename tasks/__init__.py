@@ -14,11 +14,18 @@ __all__ = ["available", "get"]
 _TASKS = {
     "lm": "longconv.tasks.lm:LanguageModelling",
     "lra/listops": "longconv.tasks.lra:ListOps",
+    "lra/text": "longconv.tasks.lra:Text",
+    "lra/retrieval": "longconv.tasks.lra:Retrieval",
+    "lra/image": "longconv.tasks.lra:Image",
     "lra/pathfinder32": "longconv.tasks.lra:Pathfinder32",
     "lra/pathfinder64": "longconv.tasks.lra:Pathfinder64",
     "lra/pathx": "longconv.tasks.lra:PathX",
     "lra/path256": "longconv.tasks.lra:Path256",
     "lra/path512": "longconv.tasks.lra:Path512",
+    "lra/smnist": "longconv.tasks.lra:SMNIST",
+    "lra/pmnist": "longconv.tasks.lra:PMNIST",
+    "lra/scifar": "longconv.tasks.lra:SCifar",
+    "lra/digits": "longconv.tasks.lra:Digits",
 }
 
 

@@ -1,0 +1,270 @@
+"""Pathfinder as a task, in five sizes: generated, or read from the released images."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longconv.tasks.extras import require
+from longconv.tasks.lra import pathfinder
+from longconv.tasks.lra.blocks import cores
+from longconv.tasks.lra.classification import SPLITS, permutation
+from longconv.tasks.lra.images import Images, pixel_batch, pixel_batches
+from longconv.tasks.lra.listops_task import check_sizes
+from longconv.tasks.lra.random import Stream, child_seed
+from longconv.tasks.lra.settings import pathfinder_config
+from longconv.tasks.lra.sources import RELEASE_URL, StrPath, find
+
+FOLDERS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
+# In the released archive this file has no bytes. S4's code leaves it out before it deals the rows, and so does this.
+_KNOWN_EMPTY = {32: "curv_baseline/imgs/0/sample_172.png"}
+_DECODED_AT_ONCE = 256
+
+
+class Pathfinder(Images):
+    """Pathfinder: are two discs at the ends of one contour (1) or of two (0)? The image is read row by row.
+
+    difficulty: ``"easy"``, ``"intermediate"`` or ``"hard"``, the published one.
+    sizes: rows of train, validation and test that are generated; default those of the published data.
+    seed: what is generated depends on it and on the settings, on nothing else.
+    data_dir: read the released images instead, ``pathfinder32/curv_contour_length_14/{imgs,metadata}`` and so on at any
+        depth of ``lra_release``; then `sizes` and `seed` cannot be chosen. The rows are those of S4's code: image by
+        image as the metadata list them, dealt by torch's ``random_split`` with seed 42 to 80, 10 and 10%.
+    on_broken: what to do with released images that are empty or damaged: ``"error"`` names them in a ValueError,
+        ``"skip"`` leaves them out, with a warning that names them.
+    Other options: see `Images`.
+
+    ``input_values`` are -1 for black and 1 for white. Raises ValueError for wrong options.
+    """
+
+    size: ClassVar[int]
+    n_classes = 2
+    default_sizes = (160_000, 20_000, 20_000)
+
+    def __init__(
+        self,
+        *,
+        difficulty: str = "hard",
+        sizes: Sequence[int] | None = None,
+        seed: int = 0,
+        data_dir: StrPath | None = None,
+        on_broken: Literal["error", "skip"] = "error",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.config = pathfinder_config(self.size, difficulty)
+        self.difficulty = difficulty
+        self.sizes = check_sizes(sizes, self.default_sizes)
+        Stream(seed)  # raises for a seed that is none
+        self.seed = seed
+        if on_broken not in ("error", "skip"):
+            raise ValueError(f'on_broken must be "error" or "skip", got {on_broken!r}')
+        self.on_broken = on_broken
+        self.data_dir = None if data_dir is None else Path(data_dir)
+        if data_dir is not None and sizes is not None:
+            raise ValueError(f"sizes are those of generated data; data_dir {data_dir} has its own")
+
+    @property
+    def length(self) -> int:
+        """Pixels of an image."""
+        return self.size**2
+
+    @property
+    def source(self) -> str:
+        """The difficulty, and the seed or the folder."""
+        return f"{self.difficulty}, " + (
+            f"seed {self.seed}, generated" if self.data_dir is None else str(self.data_dir)
+        )
+
+    @property
+    def _at_once(self) -> int:
+        return max((1 << 24) // self.length, 256)
+
+    def prepare(self, *, verify: bool = False) -> dict[str, list[Path]]:
+        """See `Classification`. A file has 16 MB of pixels, or 256 images."""
+        if self.data_dir is not None:
+            return self._read_all(verify)
+        files: dict[str, list[Path]] = {}
+        for split_number, (split, size) in enumerate(self.sizes.items()):
+            files[split] = []
+            with self._bar(split, size) as bar:
+                for number, first in enumerate(range(0, size, self._at_once)):
+                    n = min(self._at_once, size - first)
+                    seed = child_seed(self.seed, split_number, number)
+                    files[split].append(
+                        self._stored(
+                            f"pathfinder{self.size}-{split}-{number:05}",
+                            [asdict(self.config), seed, n],
+                            self._generate(n, seed, bar),
+                            verify,
+                        )
+                    )
+                    bar.update(first + n - bar.n)
+        return files
+
+    def _generate(self, n: int, seed: int, bar: Any) -> Callable[[], Iterator[Any]]:
+        def batches() -> Iterator[Any]:
+            for part in pathfinder.generate_parts(n, seed, config=self.config, workers=self.workers):
+                yield pixel_batch(part.images, part.labels)
+                bar.update(len(part))
+
+        return batches
+
+    def _read_all(self, verify: bool) -> dict[str, list[Path]]:
+        assert self.data_dir is not None
+        root = find_images(self.data_dir, self.size, FOLDERS[self.difficulty])
+        images, digest = list_images(root, FOLDERS[self.difficulty])
+        images = [image for image in images if image[0] != _KNOWN_EMPTY.get(self.size)]
+        order = permutation(len(images))
+        n_validation = n_test = int(0.1 * len(images))
+        n_train = len(images) - n_validation - n_test
+        files: dict[str, list[Path]] = {}
+        for split, part in zip(SPLITS, np.split(order, [n_train, n_train + n_validation]), strict=True):
+            files[split] = []
+            with self._bar(split, len(part)) as bar:
+                for number, first in enumerate(range(0, len(part), self._at_once)):
+                    chosen = [images[i] for i in part[first : first + self._at_once]]
+                    files[split].append(
+                        self._stored(
+                            f"pathfinder{self.size}-{split}-{number:05}",
+                            ["released", digest, self.on_broken, first, len(chosen)],
+                            self._decode(root, chosen, bar),
+                            verify,
+                        )
+                    )
+                    bar.update(first + len(chosen) - bar.n)
+        return files
+
+    def _decode(self, root: Path, images: list[tuple[str, int]], bar: Any) -> Callable[[], Iterator[Any]]:
+        def batches() -> Iterator[Any]:
+            broken: list[str] = []
+            with ThreadPoolExecutor(self.workers or cores()) as pool:
+                for first in range(0, len(images), _DECODED_AT_ONCE):
+                    some = images[first : first + _DECODED_AT_ONCE]
+                    decoded = list(pool.map(lambda image: _read_png(root / image[0], self.size), some))
+                    whole = [i for i, pixels in enumerate(decoded) if not isinstance(pixels, str)]
+                    broken += [
+                        f"{some[i][0]} ({pixels})" for i, pixels in enumerate(decoded) if isinstance(pixels, str)
+                    ]
+                    if whole:
+                        yield from pixel_batches(
+                            np.stack([np.asarray(decoded[i]) for i in whole]), np.array([some[i][1] for i in whole])
+                        )
+                    bar.update(len(some))
+            if broken:
+                names = ", ".join(broken[:5]) + (", …" if len(broken) > 5 else "")
+                said = f"{len(broken)} broken image{'s' if len(broken) > 1 else ''} in {root}: {names}"
+                if self.on_broken == "error":
+                    raise ValueError(f'{said}; fetch them again, or leave them out with on_broken="skip"')
+                warnings.warn(f"{said}; left out", stacklevel=2)
+
+        return batches
+
+
+class Pathfinder32(Pathfinder):
+    """Pathfinder of the Long Range Arena: 32 px, 1,024 steps."""
+
+    name = "lra/pathfinder32"
+    size = 32
+
+
+class Pathfinder64(Pathfinder):
+    """Pathfinder with 64 px, 4,096 steps."""
+
+    name = "lra/pathfinder64"
+    size = 64
+
+
+class PathX(Pathfinder):
+    """Path-X of the Long Range Arena: 128 px, 16,384 steps."""
+
+    name = "lra/pathx"
+    size = 128
+
+
+class Path256(Pathfinder):
+    """Path-256: 65,536 steps."""
+
+    name = "lra/path256"
+    size = 256
+
+
+class Path512(Pathfinder):
+    """Path-512: 262,144 steps."""
+
+    name = "lra/path512"
+    size = 512
+
+
+def find_images(data_dir: StrPath, size: int, folder: str) -> Path:
+    """The folder ``pathfinder<size>`` that has `folder` with images.
+
+    The released archive has two folders ``pathfinder128``, and a model trained on one of them stays at chance
+    (google-research/long-range-arena, issue 38). The inner one is found first, which is the one that S4's instructions
+    take; if `data_dir` leads to the outer one, there is a warning.
+
+    Raises FileNotFoundError that says what to fetch.
+    """
+    fetch = (
+        f"fetch {RELEASE_URL}, unpack it, and give the folder it is unpacked in, or its pathfinder{size}, as data_dir; "
+        "without data_dir the data are generated here"
+    )
+    if size == 512:
+        raise FileNotFoundError(
+            "no images of 512 pixels were released: leave out data_dir, and they are generated here"
+        )
+    names = (f"pathfinder{size}", f"pathfinder/pathfinder{size}")
+    needed = [f"{folder}/metadata", f"{folder}/imgs"]
+    found = find(data_dir, names, needed, fetch).resolve()
+    inner = found.parent / "lra_release" / found.name
+    if inner.is_dir():
+        warnings.warn(
+            f"{found} is the outer of the archive's two folders of that name, and a model trained on one of them stays at "
+            f"chance (issue 38 of google-research/long-range-arena); S4's instructions take the inner one, {inner}",
+            stacklevel=2,
+        )
+    return found
+
+
+def list_images(root: Path, folder: str) -> tuple[list[tuple[str, int]], str]:
+    """(path below `root`, label) of every image, in the order of the metadata, and a hash of these.
+
+    ``metadata/<number>.npy`` are, in spite of their name, text: ``imgs/0 sample_0.png 0 1 …``, the fourth word is the
+    label. They are taken in the order of their numbers.
+
+    Raises ValueError for a line that is not like that, with its file and number; FileNotFoundError if there is none.
+    """
+    files = sorted((root / folder / "metadata").glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
+    if not files:
+        raise FileNotFoundError(f"no metadata in {root / folder / 'metadata'}: expected 0.npy, 1.npy, …")
+    images, digest = [], hashlib.sha256()
+    for file in files:
+        raw = file.read_bytes()
+        digest.update(raw)
+        for number, line in enumerate(raw.splitlines(), start=1):
+            words = line.split()
+            if len(words) < 4 or words[3] not in (b"0", b"1"):
+                raise ValueError(f"{file}, line {number}: expected folder, file, number, label; got {line[:80]!r}")
+            images.append((f"{folder}/{words[0].decode()}/{words[1].decode()}", int(words[3])))
+    return images, digest.hexdigest()
+
+
+def _read_png(file: Path, size: int) -> NDArray[np.uint8] | str:
+    """The grey image (size, size), or what is wrong with it."""
+    image_module = require("PIL.Image", extra="lra")
+    try:
+        if not file.stat().st_size:
+            return "empty"
+        with image_module.open(file) as image:
+            pixels = np.asarray(image.convert("L"))
+    except FileNotFoundError:
+        return "not there"
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"damaged: {type(error).__name__}"
+    return pixels if pixels.shape == (size, size) else f"{pixels.shape[1]} x {pixels.shape[0]} pixels"
