@@ -19,7 +19,7 @@ from .modal import ModalFilter
 from .plot import plot_filter
 from .recurrent import Modes, PackedModes, RecurrentFilter, set_state_dtype
 from .rtf import RTFFilter
-from .s4d import S4DFilter
+from .s4d import S4DFilter, S4DReadout
 from .sgconv import SGConvFilter
 from .smpconv import SMPConvFilter
 
@@ -80,6 +80,7 @@ __all__ = [
     "RTFFilter",
     "RecurrentFilter",
     "S4DFilter",
+    "S4DReadout",
     "SGConvFilter",
     "SMPConvFilter",
     "build_filter",

@@ -20,7 +20,7 @@ from .dcls import DCLSFilter
 from .ema import DampedEMA
 from .freeform import FreeFormFilter
 from .rtf import RTFFilter
-from .s4d import S4DFilter
+from .s4d import S4DFilter, S4DReadout
 from .sgconv import SGConvFilter
 from .smpconv import SMPConvFilter
 
@@ -61,49 +61,63 @@ class _Source:
 
 
 def load_s4d(
-    filter: S4DFilter, state_dict: Mapping[str, Tensor], prefix: str = "", *, dt_transform: str = "exp"
+    filter: S4DFilter | S4DReadout,
+    state_dict: Mapping[str, Tensor],
+    prefix: str = "",
+    *,
+    dt_transform: str = "exp",
+    channel: int = 0,
 ) -> None:
     """Load an S4D kernel, in either form of state-spaces/s4.
 
     `S4DKernel` (`models/s4/s4d.py`): log_dt (H,), C (H, N/2, 2), log_A_real (H, N/2), A_imag (H, N/2).
 
     `SSMKernelDiag` (`kernels/ssm.py`), recognised by inv_dt: inv_dt (H, 1), A_real, A_imag (S, N/2),
-    B (1, S, N/2, 2), C (1, H, N/2, 2), with S systems for H / S channels each; real: no A_imag, and B, C without the
-    last axis. B is multiplied into C, and systems are copied to their channels. Of its options `disc` and `is_real` are
-    the filter's; `real_transform` must be "exp", `imag_transform` "none", `dt_fast` off and `bandlimit` None, which no
-    tensor tells.
+    B (1, S, N/2, 2), C (1 or 2, H, N/2, 2), with S systems for H / S channels each; real: no A_imag, and B, C without
+    the last axis. B is multiplied into C. The filter has `n_ssm` = S; or one for each channel, to which systems are
+    copied. Of its options `disc` and `is_real` are the filter's; `real_transform` must be "exp", `imag_transform`
+    "none", `dt_fast` off and `bandlimit` None, which no tensor tells.
 
     Args:
-        filter, state_dict, prefix: see the module.
+        filter, state_dict, prefix: see the module. An `S4DReadout` takes B and C only.
         dt_transform: of the original, `"exp"` or `"softplus"`.
+        channel: which C of `SSMKernelDiag`. A bidirectional layer has two: 0 looks back, 1 ahead.
     """
     if dt_transform not in ("exp", "softplus"):
         raise ValueError(f"dt_transform must be exp or softplus, got {dt_transform!r}")
-    source = _Source(filter, S4DFilter, state_dict, prefix)
+    readout = isinstance(filter, S4DReadout)
+    source = _Source(filter, S4DReadout if readout else S4DFilter, state_dict, prefix)
+    system: S4DFilter = filter.system if isinstance(filter, S4DReadout) else filter
     H, N = filter.channels, filter.order
-    pair = () if filter.real else (2,)
+    pair = () if system.real else (2,)
     if "inv_dt" not in source:
+        if readout or system.n_ssm != H:
+            raise ValueError(
+                f"{prefix}log_dt is of the code without two directions and n_ssm: the filter needs neither"
+            )
         source.put("log_dt", source.get("log_dt", H))
         source.put("C", source.get("C", H, N, *pair))
         source.put("log_A_real", source.get("log_A_real", H, N))
         if not filter.real:
             source.put("A_imag", source.get("A_imag", H, N))
         return source.finish()
-    log_dt = source.get("inv_dt", H, 1)[:, 0]
-    source.put("log_dt", log_dt if dt_transform == "exp" else F.softplus(log_dt.double()).log())
     A_real = source.get("A_real", None, N)
     S = len(A_real)
-    if S == 0 or H % S:
-        raise ValueError(f"{prefix}A_real has {S} systems, which do not divide the filter's {H} channels")
-    source.put("log_A_real", A_real.repeat(H // S, 1))
+    if S == 0 or system.n_ssm not in (S, H) or H % S:
+        raise ValueError(f"{prefix}A_real has {S} systems, the filter {system.n_ssm} for {H} channels")
     B = source.get("B", 1, S, N, *pair)[0].repeat(H // S, *([1] * (1 + len(pair))))
-    C = source.get("C", 1, H, N, *pair)[0]
-    if filter.real:
-        source.put("C", B * C)
-    else:
-        # Their A is -exp(A_real) - i A_imag.
-        source.put("A_imag", -source.get("A_imag", S, N).repeat(H // S, 1))
-        source.put("C", torch.view_as_real(_complex(B) * _complex(C)))
+    C = source.get("C", None, H, N, *pair)
+    if not 0 <= channel < len(C):
+        raise ValueError(f"channel must be in 0..{len(C) - 1}, got {channel}")
+    C = C[channel]
+    source.put("C", B * C if system.real else torch.view_as_real(_complex(B) * _complex(C)))
+    if not readout:
+        log_dt = source.get("inv_dt", H, 1)[:, 0]
+        source.put("log_dt", log_dt if dt_transform == "exp" else F.softplus(log_dt.double()).log())
+        copies = system.n_ssm // S
+        source.put("log_A_real", A_real.repeat(copies, 1))
+        if not system.real:  # their A is -exp(A_real) - i A_imag
+            source.put("A_imag", -source.get("A_imag", S, N).repeat(copies, 1))
     return source.finish()
 
 

@@ -13,6 +13,7 @@ too, and `x + mixer(x)` is the published layer. Without, it is the published lay
 `x + mixer(norm(x))` what u takes away of is then norm(x) instead of x.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from longconv.state import LayerState
 
 from .base import Mixer, packed_lengths
 from .chunked_attention import ChunkedAttention, ChunkState
+from .micro_tcn_stack import BatchNorm
 
 EPS = 1e-5
 
@@ -77,7 +79,8 @@ class GatedAttention(Mixer):
         chunk_size: C; None for attention over the whole sequence.
         attention_activation: `"softmax"`, `"laplace"` or `"relu2"`; see `ChunkedAttention`.
         rel_pos_bias: `"rotary"` or `"simple"`.
-        norm: `"layernorm"`, `"rmsnorm"` or `"scalenorm"` inside the mixer, or None; see above.
+        norm: `"layernorm"`, `"rmsnorm"`, `"scalenorm"` or `"batchnorm"` inside the mixer, or None; see above. The
+            statistics of batch norm are those of real samples; in training a state does not make chunks the whole.
         dropout: probability of dropping an element of mx and of h.
         attention_dropout: of an attention weight.
         hidden_dropout: of an element of v.
@@ -112,11 +115,15 @@ class GatedAttention(Mixer):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         self.causal = not bidirectional
-        norms = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm, "scalenorm": ScaleNorm}
+        norms: dict[str, Callable[[], nn.Module]] = {
+            "layernorm": lambda: nn.LayerNorm(channels, eps=EPS),
+            "rmsnorm": lambda: nn.RMSNorm(channels, eps=EPS),
+            "scalenorm": lambda: ScaleNorm(channels),
+            "batchnorm": lambda: BatchNorm(channels, affine=True),
+        }
         if norm is not None and norm not in norms:
             raise ValueError(f"norm must be one of {', '.join(norms)} or None, got {norm!r}")
-        eps = {} if norm == "scalenorm" else {"eps": EPS}
-        self.norm = None if norm is None else norms[norm](channels, **eps)
+        self.norm = None if norm is None else norms[norm]()
         self.v_proj = nn.Linear(channels, self.hdim)
         self.mx_proj = nn.Linear(channels, 2 * channels + self.zdim + self.hdim)
         self.h_proj = nn.Linear(self.hdim, channels)
@@ -167,7 +174,7 @@ class GatedAttention(Mixer):
     ) -> Any:
         """Mix a sequence or the next chunk of one; see `Mixer.forward`."""
         mask = self.check_forward(x, mask, cu_seqlens, state, return_state)
-        inner = x if self.norm is None else self.norm(x)
+        inner = self._normalise(x, mask)
         summed = inner if mask is None else inner * mask[..., None]
         summary = None if state is None else state.summary
         mx, summary = self._summarise(summed, mask, cu_seqlens, summary, return_state)
@@ -185,6 +192,15 @@ class GatedAttention(Mixer):
             return y
         assert attention is not None
         return y, GatedAttentionState((0 if state is None else state.position) + x.shape[1], summary, attention)
+
+    def _normalise(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.norm is None:
+            return x
+        if isinstance(self.norm, BatchNorm):
+            scale, shift = self.norm(x.mT, mask)
+            return (x * scale + shift).to(x.dtype)
+        normalised: Tensor = self.norm(x)
+        return normalised
 
     def _queries(self, mx: Tensor, x: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor, Tensor]:
         """The three parts of W mx that gate the output, (u, r, W_h mx), then q, k and v."""
@@ -214,7 +230,7 @@ class GatedAttention(Mixer):
         """Mix one sample; see `Mixer.step`. O(C) in the chunk size, or O(T) in the context without one."""
         self.check_step(x_t, state)
         x = x_t[:, None]
-        inner = x if self.norm is None else self.norm(x)
+        inner = self._normalise(x, None)
         mx, summary = self._summary_step(inner[:, 0], state.summary)
         base, q, k, v = self._queries(self.dropout(mx[:, None]), inner)
         o, attention = self.attention(q, k, v, state=state.attention)

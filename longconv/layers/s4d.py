@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from longconv.filters import S4DFilter, S4DReadout
+
 from .base import LayerCard
 from .global_conv import GlobalConv
 
@@ -11,11 +13,15 @@ class S4D(GlobalConv):
 
     Streams as a recurrence, with a state of N real numbers a channel, whatever the context.
 
+    With `bidirectional` the kernel of the lags -1, -2, ... is one of the same A and dt with a C of its own, as in the
+    authors' experiments on the Long Range Arena (`src/models/sequence/kernels/fftconv.py`). For a system of its own in
+    each direction, or another filter than S4D, `GlobalConv(..., filter="s4d", bidirectional=True)`.
+
     Args:
         channels: D.
         max_length: the longest sequence, or None.
         filter: `"s4d"`, or `{"name": "s4d", ...}` with its options.
-        bidirectional: a second filter has the taps at lags -1, -2, ...
+        bidirectional: see above; the second filter, `long_filters[1]`, is an `S4DReadout`.
         dropout: probability of dropping a channel of a sequence after the GELU.
         tie_dropout: false to drop single elements instead.
         output: `"glu"` or `"linear"`.
@@ -52,3 +58,6 @@ class S4D(GlobalConv):
             tie_dropout=tie_dropout,
             output=output,
         )
+        system = self.long_filters[0]
+        if bidirectional and isinstance(system, S4DFilter):
+            self.long_filters[1] = S4DReadout(system)

@@ -8,7 +8,13 @@ from longconv.distill import distill, hankel_singular_values
 from longconv.distill.exact import keep
 from longconv.filters import ModalFilter, build_filter
 from longconv.layers import LAYERS
-from longconv.models import LongConvConfig, LongConvForCausalLM, load_model, save_model
+from longconv.models import (
+    LongConvConfig,
+    LongConvForCausalLM,
+    LongConvForSequenceClassification,
+    load_model,
+    save_model,
+)
 
 # Mixer and options, and how far the logits may be off: None if the filters are recurrences, which stay. A Hankel matrix
 # of 64 taps has rank 32: SGConv's kinks, taps of noise without a window and S4D's modes are more than that.
@@ -128,3 +134,15 @@ def test_a_layer_with_one_filter_too_large_is_fitted_as_a_whole():
     assert torch.equal(again(ids).logits, student(ids).logits)
     _, report = distill(student, order=4)
     assert [fit.exact for fit in report.layers] == [False, False, False]
+
+
+@pytest.mark.parametrize("mixer", ["global_conv", "hyena", "s4d", "mega"])
+def test_two_sided_layers_are_no_recurrences(mixer):
+    options = {"bidirectional": True} | ({"filter": "freeform"} if mixer == "global_conv" else {})
+    config = LongConvConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, mixers=f"attention {mixer} {mixer}",
+        mixer_options={mixer: options}, max_position_embeddings=64,
+    )  # fmt: skip
+    message = "the mixers of layers 1, 2 are not causal: a two-sided convolution is no recurrence"
+    with pytest.raises(ValueError, match=message):
+        distill(LongConvForSequenceClassification(config), tol=1e-4)

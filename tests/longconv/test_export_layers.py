@@ -23,6 +23,10 @@ DYNAMIC = {
         "multires",
         {"depth": 3, "kernel_size": 3, "tree_select": "uniform", "memory_size": 6},
     ),
+    "multires-two-sided": ("multires", {"depth": 3, "kernel_size": 3, "bidirectional": True}),
+    "tcn-two-sided": ("tcn", {"num_blocks": 3, "kernel_size": 2, "bidirectional": True}),
+    "attention-two-sided": ("attention", {"num_heads": 2, "bidirectional": True}),
+    "hyena-two-sided": ("hyena", {"filter": {"name": "hyena", "order": 8}, "bidirectional": True}),
     "lightconv": ("lightconv", {"kernel_size": 6, "num_heads": 2, "bidirectional": True}),
     "dynamicconv": ("dynamicconv", {"kernel_size": 5, "num_heads": 2, "conv_bias": True}),
     "sgconv": ("sgconv", {"filter": {"name": "sgconv", "kernel_dim": 4}, "bidirectional": True}),
@@ -31,6 +35,7 @@ DYNAMIC = {
     "multi_hyena": ("multi_hyena", {"num_heads": 4}),
     "global_conv": ("global_conv", {"filter": EMA, "short_kernel": 3}),
     "mega": ("mega", {"chunk_size": 16, "ndim": 3, "zdim": 4}),
+    "mega-batchnorm": ("mega", {"chunk_size": 16, "ndim": 3, "zdim": 4, "norm": "batchnorm"}),
     "mega-two-sided": ("mega", {"ndim": 3, "zdim": 4, "rel_pos_bias": "simple", "bidirectional": True}),
     "tcnca": ("tcnca", {"num_layers": 2, "kernel_size": 4, "dilation_factor": 4, "chunk_size": 16, "zdim": 4}),
 }

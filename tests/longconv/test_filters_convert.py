@@ -18,6 +18,7 @@ from longconv.filters import (
     HyenaFilter,
     RTFFilter,
     S4DFilter,
+    S4DReadout,
     SGConvFilter,
     SMPConvFilter,
 )
@@ -73,31 +74,37 @@ def test_s4d_minimal_kernel():
 @pytest.mark.parametrize("dt_transform", ["exp", "softplus"])
 @pytest.mark.parametrize("disc", ["zoh", "bilinear"])
 @pytest.mark.parametrize("real", [False, True])
-def test_s4d_full_kernel(real, disc, dt_transform):
+@pytest.mark.parametrize("n_ssm", [None, 2])
+def test_s4d_full_kernel(n_ssm, real, disc, dt_transform):
+    """Of two directions, with one system for both and two C's."""
     H, S, modes, L = 6, 2, 4, 60
     pair = () if real else (2,)
     state = {
         "inv_dt": -3 + rand(H, 1),
         "A_real": randn(S, modes),
         "B": randn(1, S, modes, *pair),
-        "C": randn(1, H, modes, *pair),
+        "C": randn(2, H, modes, *pair),
     }
     if not real:
         state["A_imag"] = 5 * rand(S, modes)
-    f = S4DFilter(H, modes if real else 2 * modes, real=real, disc=disc).double()
+    f = S4DFilter(H, modes if real else 2 * modes, real=real, disc=disc, n_ssm=n_ssm).double()
+    ahead = S4DReadout(f)
     load_s4d(f, state, dt_transform=dt_transform)
+    load_s4d(ahead, state, dt_transform=dt_transform, channel=1)
+    assert f.log_A_real.shape == (n_ssm or H, modes)
     number = (lambda x: x) if real else torch.view_as_complex
     A = -state["A_real"].exp()
     A = A if real else A - 1j * state["A_imag"]
     A, B = A.repeat(H // S, 1), number(state["B"]).repeat(1, H // S, 1)
     dt = state["inv_dt"].exp() if dt_transform == "exp" else F.softplus(state["inv_dt"])
-    C, dtA = (B * number(state["C"]))[0], dt * A
+    C, dtA = B * number(state["C"]), dt * A
     if disc == "zoh":
         C, base = C * (dtA.exp() - 1) / A, dtA.exp()
     else:
         C, base = C * dt / (1 - dtA / 2), (1 + dtA / 2) / (1 - dtA / 2)
-    K = 2 * (C[..., None] * base[..., None] ** torch.arange(L, dtype=f64)).sum(1).real
-    assert_close(f(L), K)
+    K = 2 * (C[..., None] * base[..., None] ** torch.arange(L, dtype=f64)).sum(-2).real
+    assert_close(f(L), K[0])
+    assert_close(ahead(L), K[1])
 
 
 # --- SGConv
@@ -327,6 +334,7 @@ ema_state = {name: torch.randn(3, 2, 1) for name in ("delta", "alpha", "beta")} 
 dcls_state = {"weight": torch.randn(2, 1, 3), "P": torch.randn(1, 2, 1, 3), "SIG": torch.randn(1, 2, 1, 3)}
 sg_state = {"kernel_list.0": torch.randn(1, 2, 8), "multiplier": torch.ones(1, 2, 1)}
 sg_state |= {"kernel_norm": torch.ones(1, 2, 1), "kernel_norm_initialized": torch.tensor(True)}
+two_s4d = {"inv_dt": torch.randn(6, 1), "A_real": torch.randn(2, 2), "C": torch.randn(1, 6, 2, 2)}
 full_s4d = {"inv_dt": torch.randn(6, 1), "A_real": torch.randn(4, 2), "C": torch.randn(1, 6, 2, 2)}
 
 
@@ -336,6 +344,10 @@ full_s4d = {"inv_dt": torch.randn(6, 1), "A_real": torch.randn(4, 2), "C": torch
         (load_s4d, S4DFilter(5, 8), drop(s4d_state(5, 8), "k.C"), {"prefix": "k."}, "has no k.C"),
         (load_s4d, S4DFilter(5, 4), s4d_state(5, 8), {"prefix": "k."}, r"k.C has shape \(5, 4, 2\).*\(5, 2, 2\)"),
         (load_s4d, S4DFilter(6, 4), full_s4d, {}, "A_real has 4 systems"),
+        (load_s4d, S4DFilter(6, 4), two_s4d | {"B": torch.ones(1, 2, 2, 2)}, {"channel": 1}, "channel must be in 0..0"),
+        (load_s4d, S4DFilter(6, 4, n_ssm=1), two_s4d, {}, "A_real has 2 systems, the filter 1 for 6 channels"),
+        (load_s4d, S4DReadout(S4DFilter(5, 8)), s4d_state(5, 8), {"prefix": "k."}, "without two directions and n_ssm"),
+        (load_s4d, S4DFilter(5, 8, n_ssm=1), s4d_state(5, 8), {"prefix": "k."}, "without two directions and n_ssm"),
         (load_s4d, S4DFilter(6, 4), full_s4d, {"dt_transform": "relu"}, "dt_transform must be exp or softplus"),
         (load_ema, DampedEMA(3, 2), ema_state, {}, "has no omega"),
         (load_ema, DampedEMA(4, 2), ema_state, {}, r"delta has shape \(3, 2, 1\).*\(4, 2, 1\)"),

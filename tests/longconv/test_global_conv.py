@@ -1,5 +1,7 @@
 """The layer around one long filter against its definition in float64, on either side of time."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -201,10 +203,38 @@ def test_parameters_of_papers_layers():
         return sum(p.numel() for p in layer.parameters())
 
     assert count(S4D(H)) == H + (H + 2 * H * N // 2 + 2 * H * N // 2) + 2 * H * H + 2 * H
+    # Both directions have one A and dt, and with n_ssm = 1 so have all channels; but not the authors' trained B.
+    both = S4D(H, bidirectional=True, filter={"name": "s4d", "n_ssm": 1})
+    assert count(both) == H + (H + 2 * N // 2 + 2 * (2 * H * N // 2)) + 2 * H * H + 2 * H
     scales = 1 + 4  # 1024 = 64 2^4
     assert count(SGConv(H, taps)) == H + scales * H * d + H * H + H
     assert count(SGConv(H, taps, bidirectional=True, output="glu")) == H + 2 * scales * H * d + 2 * (H * H + H)
     assert count(SMPConv(H, taps)) == 30 * H * 3 + 5 * H + H + H * H + H
+
+
+def test_s4d_of_two_sides_has_one_system_and_two_readouts():
+    layer = S4D(D, bidirectional=True, filter={"name": "s4d", "state_size": 4, "n_ssm": 2}).double()
+    copy = deepcopy(layer)
+    for each in (layer, copy):
+        behind, ahead = each.long_filters
+        assert ahead.system is behind
+        A = -behind.log_A_real.exp() + 1j * behind.A_imag
+        A, dt = torch.cat([A, A, A]), behind.log_dt.exp()[:, None]
+        for filter in (behind, ahead):
+            C = torch.view_as_complex(filter.C) * ((dt * A).exp() - 1) / A
+            taps = 2 * (C[..., None] * (dt * A)[..., None].mul(torch.arange(L)).exp()).sum(1).real
+            assert_close(filter(L), taps.detach())
+    assert copy.long_filters[0] is not layer.long_filters[0]
+    assert [name for name, _ in layer.long_filters[1].named_parameters()] == ["C"]
+    assert layer.long_filters[0].log_dt._optim == {"lr": 1e-3, "weight_decay": 0.0}
+    own = S4D(D, filter={"name": "s4d", "lr_dt": None}).long_filters[0]
+    assert own.log_dt._optim == {"weight_decay": 0.0}
+    assert own.log_A_real._optim == {"lr": 1e-3, "weight_decay": 0.0}
+    for n_ssm in (0, 4):
+        with pytest.raises(ValueError, match=f"n_ssm must divide channels = 6, got {n_ssm}"):
+            S4D(D, filter={"name": "s4d", "n_ssm": n_ssm})
+    other = S4D(D, bidirectional=True, filter={"name": "modal", "order": 2})
+    assert len(list(other.long_filters[1].parameters())) > 1
 
 
 def test_marks_and_dropout_of_papers_layers():

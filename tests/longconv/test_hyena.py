@@ -8,18 +8,21 @@ from numerics import assert_close
 from torch import nn
 
 from longconv.filters import ModalFilter
-from longconv.layers import Hyena, load_safari_state_dict
+from longconv.layers import Hyena, load_safari_state_dict, long_conv
 
 
 def define(layer, x):
     """The recurrence from the paper, with every convolution as a sum over lags, in float64."""
     p = {name: t.detach().double() for name, t in layer.named_parameters()}
     _, L, D = x.shape
+    K = layer.short_weight.shape[1]
+    centre = 0 if layer.causal else K // 2
     u = x.double() @ p["in_proj.weight"].T + p["in_proj.bias"]
     short = torch.zeros_like(u)
     for t in range(L):
-        for s in range(min(t + 1, layer.short_weight.shape[1])):
-            short[:, t] += p["short_weight"][:, s] * u[:, t - s]
+        for s in range(K):
+            if 0 <= t + centre - s < L:
+                short[:, t] += p["short_weight"][:, s] * u[:, t + centre - s]
         short[:, t] += p["short_bias"]
     branches = short.split(D, dim=-1)
     v = branches[-1]
@@ -29,6 +32,11 @@ def define(layer, x):
         for t in range(L):
             for s in range(t + 1):
                 y[:, t] += h[:, s] * v[:, t - s]
+        if not layer.causal:
+            ahead = layer.long_filters[layer.order - 1 + stage](L).detach().double()
+            for t in range(L):
+                for s in range(t + 1, L):
+                    y[:, t] += ahead[:, s - t - 1] * v[:, s]
         v = y + p["skip"][stage] * v
     return (branches[0] * v) @ p["out_proj.weight"].T + p["out_proj.bias"]
 
@@ -38,6 +46,23 @@ def define(layer, x):
 def test_equals_definition(order, filter):
     layer, x = Hyena(6, 30, order=order, filter=filter), torch.randn(2, 17, 6)
     assert_close(layer(x), define(layer, x))
+
+
+@pytest.mark.parametrize("short_kernel", [1, 3, 4])
+@pytest.mark.parametrize("order", [2, 3])
+def test_two_sided_equals_definition(order, short_kernel):
+    layer = Hyena(6, 30, order=order, short_kernel=short_kernel, bidirectional=True)
+    assert len(layer.long_filters) == 2 * (order - 1)
+    assert not layer.is_recurrent
+    x = torch.randn(2, 17, 6)
+    assert_close(layer(x), define(layer, x))
+
+
+def test_one_convolution_for_both_sides(monkeypatch):
+    calls = []
+    monkeypatch.setattr(long_conv, "fft_conv", lambda u, k, **options: calls.append(options) or u)
+    Hyena(6, 30, order=3, bidirectional=True)(torch.randn(2, 17, 6))
+    assert [options["k_reverse"].shape for options in calls] == [(6, 17), (6, 17)]
 
 
 def test_dropout_acts_in_training_only():
@@ -161,6 +186,8 @@ def test_conversion_errors():
         load_safari_state_dict(Hyena(8, 39, filter={"name": "hyena", "order": 16}), theirs)
     with pytest.raises(ValueError, match="not a HyenaFilter"):
         load_safari_state_dict(Hyena(8, 40, filter={"name": "modal", "order": 2}), theirs)
+    with pytest.raises(ValueError, match="the layer must be causal, as the published one is"):
+        load_safari_state_dict(Hyena(8, 40, bidirectional=True), theirs)
     del theirs["in_proj.bias"]
     with pytest.raises(ValueError, match=r"has no in_proj\.bias"):
         load_safari_state_dict(Hyena(8, 40), theirs)

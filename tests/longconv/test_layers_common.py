@@ -76,6 +76,8 @@ VARIANTS = {
     "mega-whole": ("mega", {"rel_pos_bias": "simple", "attention_activation": "laplace", "norm": "scalenorm"}),
     "mega-truncated": ("mega", {"truncation": 6, "norm": "layernorm", "zdim": 6, "hdim": 12}),
     "mega-two-sided": ("mega", {"chunk_size": 5, "rel_pos_bias": "simple", "norm": "rmsnorm", "bidirectional": True}),
+    "mega-batchnorm": ("mega", {"chunk_size": 5, "zdim": 4, "norm": "batchnorm"}),
+    "mega-two-sided-batchnorm": ("mega", {"zdim": 4, "norm": "batchnorm", "bidirectional": True}),
     "tcnca": ("tcnca", {"num_layers": 2, "kernel_size": 4, "dilation_factor": 4, "chunk_size": 5, "zdim": 4}),
     "tcnca-1": ("tcnca", {"kernel_size": 1, "chunk_size": 5, "rel_pos_bias": "simple", "zdim": 3}),
     "tcnca-whole": ("tcnca", {"num_layers": 2, "kernel_size": 3, "attention_activation": "laplace", "zdim": 4}),

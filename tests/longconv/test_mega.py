@@ -9,6 +9,7 @@ from numerics import assert_close
 from longconv.filters import ModalFilter
 from longconv.layers import Mega, load_mega_state_dict
 from longconv.layers.chunked_attention import ChunkedAttention
+from longconv.layers.micro_tcn_stack import BatchNorm
 
 D, Z, H, N, M = 6, 4, 10, 3, 30
 
@@ -38,14 +39,23 @@ def authors_names(layer, max_positions=M):
         shapes |= {"rel_pos_bias.rel_pos_bias": (2 * (C or max_positions) - 1,)}
     if isinstance(layer.norm, torch.nn.LayerNorm):
         shapes |= {"norm.norm.weight": (D,), "norm.norm.bias": (D,)}
+    elif isinstance(layer.norm, BatchNorm):
+        tensors = torch.nn.BatchNorm1d(D).double().state_dict()
+        shapes |= {f"norm.norm.{name}": tensor.shape for name, tensor in tensors.items()}
     elif isinstance(layer.norm, torch.nn.RMSNorm):
         shapes |= {"norm.norm.weight": (D,)}
     elif layer.norm is not None:
         shapes |= {"norm.norm.scalar": (1,)}
-    return {name: 0.7 * torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    w = {name: 0.7 * torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    if "norm.norm.running_var" in w:
+        w["norm.norm.running_var"] += 3.0
+    return w
 
 
 def normalise(w, x):
+    if "norm.norm.running_var" in w:
+        scaled = (x - w["norm.norm.running_mean"]) / (w["norm.norm.running_var"] + 1e-5).sqrt()
+        return scaled * w["norm.norm.weight"] + w["norm.norm.bias"]
     if "norm.norm.bias" in w:
         centred = x - x.mean(-1, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True)
@@ -121,6 +131,7 @@ OPTIONS = [
     {"chunk_size": 5, "norm": "layernorm"},
     {"chunk_size": 5, "rel_pos_bias": "simple", "attention_activation": "laplace", "norm": "scalenorm"},
     {"chunk_size": 1, "attention_activation": "relu2", "norm": "rmsnorm"},
+    {"attention_activation": "laplace", "rel_pos_bias": "simple", "norm": "batchnorm"},
     {"chunk_size": 40, "attention_activation": "relu2"},
     {"chunk_size": 4, "truncation": 3},
     {"attention_activation": "laplace", "truncation": 1},
@@ -132,7 +143,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_definition_with_the_authors_weights(options, bidirectional):
     """Also at lengths that are not a multiple of the chunk: the published layer is x + layer(x)."""
-    layer = make(bidirectional=bidirectional, **options)
+    layer = make(bidirectional=bidirectional, **options).eval()
     w = authors_names(layer)
     load_mega_state_dict(
         layer, {f"decoder.layers.1.mega_layer.{n}": t for n, t in w.items()}, "decoder.layers.1.mega_layer."
@@ -142,6 +153,25 @@ def test_equals_definition_with_the_authors_weights(options, bidirectional):
         x = torch.randn(L, D, dtype=torch.float64)
         expected = define(w, x, options.get("chunk_size"), activation, not bidirectional, options.get("truncation"))
         assert_close(x + layer(x[None])[0], expected, name=f"L = {L}")
+
+
+def test_batch_norm_of_real_samples():
+    """In training: the statistics are those of the batch without its padding, and the running ones follow."""
+    layer = make(norm="batchnorm", bidirectional=True)
+    theirs = torch.nn.BatchNorm1d(D).double()
+    x, mask = torch.randn(3, 13, D, dtype=torch.float64), torch.ones(3, 13, dtype=torch.bool)
+    mask[1, 5:], mask[2, :8] = False, False
+    normalised = torch.zeros_like(x)
+    normalised[mask] = theirs(x[mask]).detach()
+    plain = make(bidirectional=True)
+    plain.load_state_dict({name: t for name, t in layer.state_dict().items() if not name.startswith("norm.")})
+    # y = u (h - x): h and u are those of the normalised input, and x is as it came.
+    u = plain.mx_proj(plain._summarise(normalised, mask, None, None, False)[0])[..., :D].sigmoid()
+    expected = plain(normalised, mask=mask) + u * (normalised - x)
+    assert_close(layer(x, mask=mask)[mask], expected[mask].detach())
+    assert_close(layer.norm.running_mean, theirs.running_mean)
+    assert_close(layer.norm.running_var, theirs.running_var)
+    assert layer.norm.num_batches_tracked == 1
 
 
 TRANSFORMERS = {
@@ -346,7 +376,7 @@ def test_errors_name_the_cause():
         ({"zdim": 0}, "zdim must be at least 1"),
         ({"hdim": 0}, "hdim must be at least 1"),
         ({"zdim": 3}, "rotary.*even zdim, got 3"),
-        ({"norm": "batchnorm"}, "norm must be one of layernorm, rmsnorm, scalenorm or None, got 'batchnorm'"),
+        ({"norm": "rms"}, "norm must be one of layernorm, rmsnorm, scalenorm, batchnorm or None, got 'rms'"),
         ({"attention_activation": "relu"}, "attention_activation must be one of softmax, laplace, relu2"),
         ({"rel_pos_bias": "alibi"}, "rel_pos_bias must be"),
         ({"rel_pos_bias": "simple"}, "'simple' needs chunk_size or max_length"),

@@ -16,9 +16,12 @@ def define(layer, x):
     M, N = layer.num_heads, D // layer.num_heads
     u = x.double() @ p["in_proj.weight"].T + p["in_proj.bias"]
     short = torch.zeros_like(u) + p["short_bias"]
+    K = layer.short_weight.shape[1]
+    centre = 0 if layer.causal else K // 2
     for t in range(L):
-        for s in range(min(t + 1, layer.short_weight.shape[1])):
-            short[:, t] += p["short_weight"][:, s] * u[:, t - s]
+        for s in range(K):
+            if 0 <= t + centre - s < L:
+                short[:, t] += p["short_weight"][:, s] * u[:, t + centre - s]
     q, k, v = (branch.reshape(B, L, M, N) for branch in short.split(D, dim=-1))
     h = layer.long_filters[0](L).detach().double()
     y = torch.zeros(B, L, M, N, dtype=torch.float64)
@@ -29,6 +32,8 @@ def define(layer, x):
                 mixed = p["skip"][m] * z[t]
                 for s in range(t + 1):
                     mixed = mixed + h[m, s] * z[t - s]
+                for s in range(t + 1, 0 if layer.causal else L):
+                    mixed = mixed + layer.long_filters[1](L).detach().double()[m, s - t - 1] * z[s]
                 y[b, t, m] = mixed.T @ q[b, t, m]
     return y.reshape(B, L, D) @ p["out_proj.weight"].T + p["out_proj.bias"]
 
@@ -38,6 +43,13 @@ def define(layer, x):
 def test_equals_definition(num_heads, filter):
     layer, x = MultiHyena(6, 30, num_heads=num_heads, filter=filter), torch.randn(2, 17, 6)
     assert layer.long_filters[0](5).shape == (num_heads, 5)
+    assert_close(layer(x), define(layer, x))
+
+
+@pytest.mark.parametrize("short_kernel", [1, 4])
+def test_two_sided_equals_definition(short_kernel):
+    layer = MultiHyena(6, 12, num_heads=3, filter=FILTER, short_kernel=short_kernel, bidirectional=True)
+    x = torch.randn(2, 12, 6)
     assert_close(layer(x), define(layer, x))
 
 

@@ -77,18 +77,37 @@ def test_it_equals_the_convolution_with_its_kernel(name, L):
 
 
 @options
-def test_receptive_field_is_exact(name):
-    layer = MultiresLayer(3, **OPTIONS[name], activation="none").double()
-    for parameter in (layer.h0, layer.h1, layer.w):
+def test_two_sided_is_the_transform_both_ways_with_x_once(name):
+    layer = MultiresLayer(3, **OPTIONS[name], activation="none", bidirectional=True).double()
+    behind, ahead = (MultiresLayer(3, **OPTIONS[name], activation="none").double() for _ in range(2))
+    with torch.no_grad():
+        for one, tensors in (
+            (behind, (layer.h0, layer.h1, layer.w)),
+            (ahead, (layer.h0_reverse, layer.h1_reverse, F.pad(layer.w_reverse, (0, 1)))),
+        ):
+            for parameter, tensor in zip((one.h0, one.h1, one.w), tensors, strict=True):
+                parameter.copy_(tensor)
+    x = torch.randn(2, 21, 3, dtype=torch.float64)
+    z = torch.stack([definition(behind, row) + definition(ahead, row.flip(0)).flip(0) for row in x]).detach()
+    assert_close(layer(x), z)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["causal", "two-sided"])
+@options
+def test_receptive_field_is_exact(name, bidirectional):
+    layer = MultiresLayer(3, **OPTIONS[name], activation="none", bidirectional=bidirectional).double()
+    for parameter in layer.parameters():
         torch.nn.init.uniform_(parameter, 0.5, 1.0)
-    R = layer.receptive_field
-    assert (layer.kernel_size - 1) * (2**layer.depth - 1) == R - 1
-    x = torch.randn(1, R + 9, 3, dtype=torch.float64, requires_grad=True)
-    at = R + 4
+    reach = (layer.kernel_size - 1) * (2**layer.depth - 1)
+    ahead = reach if bidirectional else 0
+    assert (layer.receptive_field, layer.lookahead) == (1 + reach + ahead, ahead)
+    x = torch.randn(1, 2 * reach + 10, 3, dtype=torch.float64, requires_grad=True)
+    at = reach + 4
     gradient = torch.autograd.grad(layer(x)[0, at].sum(), x)[0][0].abs().sum(1)
     assert gradient[at] > 0
-    assert gradient[at - R + 1] > 0
-    gradient[at - R + 1 : at + 1] = 0
+    assert gradient[at - reach] > 0
+    assert gradient[at + ahead] > 0
+    gradient[at - reach : at + ahead + 1] = 0
     assert not gradient.any()
 
 
@@ -129,6 +148,15 @@ def test_initialisation():
             assert tensor.abs().max() <= bound
             assert tensor.std() == pytest.approx(bound / 3**0.5, rel=0.02)
         assert layer.w[:, -1].abs().max() <= (m + 1) ** -0.5
+    layer = MultiresLayer(4000, depth=9, kernel_size=5, bidirectional=True)
+    for tensor, bound in (
+        (layer.h0_reverse, 5**-0.5),
+        (layer.h1_reverse, 5**-0.5),
+        (layer.w, 21**-0.5),  # 10 coefficients each way, and x
+        (layer.w_reverse, 21**-0.5),
+    ):
+        assert tensor.abs().max() <= bound
+        assert tensor.std() == pytest.approx(bound / 3**0.5, rel=0.02)
     layer = MultiresLayer(4000, depth=9, indep_res_init=True)
     assert layer.w[:, -1].std() == pytest.approx(3**-0.5, rel=0.05)
     assert layer.w[:, -1].abs().max() > 0.95
@@ -203,6 +231,8 @@ def test_published_weights_that_do_not_fit():
         load_multires_state_dict(layer, state, "seq_layers.1.")
     with pytest.raises(ValueError, match=r"seq_layers.0.w gives shape \(4, 5\), the layer has \(4, 6\)"):
         load_multires_state_dict(MultiresLayer(4, kernel_size=3, depth=4), state, "seq_layers.0.")
+    with pytest.raises(ValueError, match="the layer must be causal, as the published one is"):
+        load_multires_state_dict(MultiresLayer(4, kernel_size=3, depth=3, bidirectional=True), state, "seq_layers.0.")
     with pytest.raises(ValueError, match="mixing_prefix"):
         load_multires_state_dict(layer, state, "seq_layers.0.", mixing_prefix="mixing_layers.0.")
     with pytest.raises(ValueError, match="mixing_prefix"):

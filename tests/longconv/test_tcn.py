@@ -99,6 +99,44 @@ def test_lookahead_does_not_compound(num_blocks, lookahead):
     assert reached.max() == at + lookahead
 
 
+@pytest.mark.parametrize(("n", "K", "growth"), [(1, 2, 2), (3, 2, 2), (3, 3, 3), (4, 4, 2)])
+def test_two_sided_blocks_are_centred(n, K, growth):
+    """Away from the ends, where what is outside of the sequence does not matter: every block sees as far either way."""
+    layer = TCN(4, num_blocks=n, kernel_size=K, dilation_growth=growth, bidirectional=True).double().eval()
+    reach = (K - 1) * sum(growth**i for i in range(n))
+    assert (layer.receptive_field, layer.lookahead, layer.causal) == (1 + 2 * reach, reach, False)
+    L = 2 * (2 * reach) + 5
+    x = torch.randn(L, 4, dtype=torch.float64)
+    u = x.T
+    for i, block in enumerate(layer.blocks):
+        v, dilation = u, growth**i
+        for c, ahead in ((block.conv1, K // 2), (block.conv2, (K - 1) - K // 2)):  # together (K - 1) dilation
+            v = conv(v, c.taps(), c.bias, dilation, ahead * dilation).relu()
+        u = (v + u).relu()
+    assert_close(layer(x[None])[0, 2 * reach : -2 * reach], u.T[2 * reach : -2 * reach].detach())
+
+
+def test_two_sided_sees_both_sides_at_every_scale():
+    """With one block silent but for its skip, what is left is as wide behind as ahead."""
+    for silent in range(3):
+        layer = TCN(4, num_blocks=3, kernel_size=2, bidirectional=True).double().eval()
+        for c in (layer.blocks[silent].conv1, layer.blocks[silent].conv2):
+            torch.nn.init.zeros_(c.weight_g)
+        for i, block in enumerate(layer.blocks):
+            if i != silent:
+                for parameter in block.parameters():
+                    torch.nn.init.uniform_(parameter, 0.5, 1.0)
+        x = torch.rand(1, 41, 4, dtype=torch.float64, requires_grad=True)
+        reached = torch.autograd.grad(layer(x)[0, 20].sum(), x)[0][0].abs().sum(1).nonzero().flatten()
+        assert (reached[0], reached[-1]) == (20 - (7 - 2**silent), 20 + (7 - 2**silent))
+
+
+def test_two_sided_takes_no_lookahead():
+    with pytest.raises(ValueError, match="lookahead is 7 with bidirectional, and must not be given; got 3"):
+        TCN(4, num_blocks=3, kernel_size=2, bidirectional=True, lookahead=3)
+    assert TCN(4, num_blocks=3, kernel_size=1, bidirectional=True).causal
+
+
 @pytest.mark.parametrize(
     "options",
     [

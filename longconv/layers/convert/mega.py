@@ -15,10 +15,11 @@ The prefix is that of a `MovingAverageGatedAttention`, e.g. `"decoder.layers.0.m
     rel_pos_bias.alpha, .beta    .alpha, .b_param (1, Z)                attention.bias.alpha, .beta (Z,)
     norm.norm.weight, .bias      the same                               norm.weight, .bias
     norm.norm.scalar             the same                               norm.weight, of `"scalenorm"`
+    norm.norm.running_mean, ...  the same                               the same, of `"batchnorm"`
 
 The published layer is `x + layer(x)`, with the norm that is inside the layer. A layer built with `norm=None` leaves the
 norm's tensors to its caller: so may a model whose norm comes behind the layer (`prenorm=False`), which is then
-`norm(x + layer(x))`. Batch norm has no place here.
+`norm(x + layer(x))`.
 
 Settings that no tensor tells must agree: the chunk size, the attention's activation, and the truncation. `"laplace"`
 has the paper's constants, sqrt(1/2) and sqrt(1 / (4 pi)), which the codes round to six digits (a difference of 1e-6).
@@ -100,4 +101,6 @@ def load_mega_state_dict(layer: Mega, state_dict: Mapping[str, Tensor], prefix: 
     else:
         for name, parameter in layer.norm.named_parameters():
             reader.copy(parameter, "norm.norm.scalar" if parameter.numel() == 1 < D else f"norm.norm.{name}")
+        for name, buffer in layer.norm.named_buffers():
+            reader.copy(buffer, f"norm.norm.{name}")
     reader.finish(ignored)
