@@ -10,7 +10,7 @@ from longconv.filters import Filter
 from longconv.layers import build_layer
 
 from .configuration import LongConvConfig
-from .norms import BatchNorm, Statistics, build_norm, normalise
+from .norms import BatchNorm, build_norm, has_statistics, normalise, same_statistics
 
 
 class MLP(nn.Module):
@@ -63,8 +63,8 @@ class LongConvBlock(GradientCheckpointingLayer):
 
     With `intermediate_size=0` there is the first half only.
 
-    Checkpointing may run `forward` twice for one step, so it changes no buffers. With batch norms in training it
-    returns their statistics too, and `__call__`, which runs once, counts them.
+    Gradient checkpointing runs `forward` again in the backward pass. That second time, batch norms of the block and of
+    the mixer count nothing.
     """
 
     def __init__(self, config: LongConvConfig, layer: int) -> None:
@@ -78,6 +78,7 @@ class LongConvBlock(GradientCheckpointingLayer):
         )
         self.mlp = MLP(config) if config.intermediate_size else None
         self.dropout = build_dropout(config.dropout, config.tie_dropout)
+        self.has_statistics, self.counted = has_statistics(self), False
         # Read by `_init_weights`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it), and
         # hands off the filters.
         if config.scale_residual_init and config.initializer_range is not None:
@@ -91,15 +92,10 @@ class LongConvBlock(GradientCheckpointingLayer):
                     module._has_own_init = True  # type: ignore[assignment]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `forward`, and count a training batch in the running statistics of batch norms."""
-        out = super().__call__(*args, **kwargs)
-        norms = [norm for norm in (self.mixer_norm, self.mlp_norm) if isinstance(norm, BatchNorm)]
-        if not norms or not self.training:
-            return out
-        x, batches = out
-        for norm, statistics in zip(norms, batches, strict=True):
-            norm.update(statistics)
-        return x
+        """Run `forward`. Checkpointing is inside: when it runs `forward` once more, it does not come by here."""
+        if self.has_statistics:
+            self.counted = False
+        return super().__call__(*args, **kwargs)
 
     def forward(
         self,
@@ -118,34 +114,37 @@ class LongConvBlock(GradientCheckpointingLayer):
             raise ValueError(
                 "batch norms in training have no state: their statistics are of whole sequences; call eval()"
             )
-        batches: list[Statistics] = []
-        u = normalise(self.mixer_norm, x, mask, batches) if self.pre_norm else x
+        if self.has_statistics and self.training:
+            if self.counted:
+                with same_statistics(self):
+                    return self._run(x, mask, cu_seqlens, state, return_state)
+            self.counted = True
+        return self._run(x, mask, cu_seqlens, state, return_state)
+
+    def _run(self, x: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, state: Any, return_state: bool) -> Any:
+        u = normalise(self.mixer_norm, x, mask) if self.pre_norm else x
         mixed = self.mixer(u, mask=mask, cu_seqlens=cu_seqlens, state=state, return_state=return_state)
         mixed, state = mixed if return_state else (mixed, None)
-        x = self._finish(x, mixed, mask, batches)
-        if batches:
-            return x, batches
+        x = self._finish(x, mixed, mask)
         return (x, state) if return_state else x
 
     def step(self, x_t: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Map one token x_t (B, D) to (B, D) and the next state."""
-        mixed, state = self.mixer.step(self._mixer_input(x_t), state)
-        return self._finish(x_t, mixed, None, []), state
+        mixed, state = self.mixer.step(self.mixer_norm(x_t) if self.pre_norm else x_t, state)
+        return self._finish(x_t, mixed), state
 
     def step_(self, x_t: Tensor, state: Any) -> Tensor:
         """Map one token x_t (B, D) to (B, D), and write the next state into the tensors of `state`."""
-        return self._finish(x_t, self.mixer.step_(self._mixer_input(x_t), state), None, [])
+        mixed = self.mixer.step_(self.mixer_norm(x_t) if self.pre_norm else x_t, state)
+        return self._finish(x_t, mixed)
 
-    def _mixer_input(self, x_t: Tensor) -> Tensor:
-        return self.mixer_norm(x_t) if self.pre_norm else x_t
-
-    def _finish(self, x: Tensor, mixed: Tensor, mask: Tensor | None, batches: list[Statistics]) -> Tensor:
+    def _finish(self, x: Tensor, mixed: Tensor, mask: Tensor | None = None) -> Tensor:
         """What follows the mixer."""
         x = x + self.dropout(mixed)
         if not self.pre_norm:
-            x = normalise(self.mixer_norm, x, mask, batches)
+            x = normalise(self.mixer_norm, x, mask)
         if self.mlp is None or self.mlp_norm is None:
             return x
-        u = normalise(self.mlp_norm, x, mask, batches) if self.pre_norm else x
+        u = normalise(self.mlp_norm, x, mask) if self.pre_norm else x
         x = x + self.dropout(self.mlp(u))
-        return x if self.pre_norm else normalise(self.mlp_norm, x, mask, batches)
+        return x if self.pre_norm else normalise(self.mlp_norm, x, mask)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from .configuration import LongConvConfig
@@ -72,7 +72,9 @@ def save_model(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None
 
 
 def load_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Any:
-    """Load a language model that `save_model`, `save_pretrained` or training wrote; in eval mode, on the CPU.
+    """Load a model that `save_model`, `save_pretrained` or training wrote; in eval mode, on the CPU.
+
+    It is of the class that was saved: a language model or a classifier.
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
@@ -89,7 +91,9 @@ def load_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = No
             config = AutoConfig.from_pretrained(folder)
             if not isinstance(config, LongConvConfig):
                 raise ValueError(f"it holds a {config.model_type!r} model")
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            classifies = any(name.endswith("Classification") for name in config.architectures or ())
+            kind: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+            loaded = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} is not a whole longconv model: {first_line(error)}") from error
     model, info = loaded

@@ -13,7 +13,7 @@ from longconv.layers import stack_lookahead, stack_receptive_field
 from .blocks import LongConvBlock, build_dropout
 from .cache import Chunk, LongConvCache
 from .configuration import LongConvConfig
-from .norms import BatchNorm, build_norm
+from .norms import build_norm, normalise
 
 
 class LongConvPreTrainedModel(PreTrainedModel):
@@ -180,7 +180,7 @@ class LongConvModel(LongConvPreTrainedModel):
                 x, cache.states[i] = block.step(x, cache.states[i])  # type: ignore[operator]
             else:
                 x, cache.states[i] = block(x, mask=mask, state=cache.states[i], return_state=True)
-        hidden.append(self.norm(x, mask) if isinstance(self.norm, BatchNorm) else self.norm(x))
+        hidden.append(normalise(self.norm, x, mask))
         if cache is not None:
             cache.seen_tokens += L
             cache.may_be_padding = cache.may_be_padding and mask is not None and not bool(mask[:, -1].all())

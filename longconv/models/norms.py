@@ -1,17 +1,14 @@
 """The norms between blocks, channels last: RMSNorm and LayerNorm of torch, and a BatchNorm that knows of padding."""
 
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Statistics(NamedTuple):
-    """Of one batch, per channel: mean (D,) and unbiased variance (D,), without gradients."""
-
-    mean: Tensor
-    var: Tensor
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class BatchNorm(nn.Module):
@@ -68,44 +65,37 @@ class BatchNorm(nn.Module):
         Raises:
             ValueError: in training, x has another shape or, without a mask, a single position.
         """
-        y, statistics = self.normalise(x, mask)
-        if statistics is not None:
-            self.update(statistics)
-        return y
-
-    def normalise(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Statistics | None]:
-        """What `forward` returns, and in training what it gives to `update`: for a forward pass that may run again."""
         if not self.training:
-            running = (self.running_mean, self.running_var)
-            return F.batch_norm(x.reshape(-1, self.channels), *running, *self._affine, eps=self.eps).view(x.shape), None
+            y = F.batch_norm(
+                x.reshape(-1, self.channels), self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+            return y.view(x.shape)
         if x.ndim != 3:
             raise ValueError(
                 f"a batch norm in training needs whole sequences (B, L, D), got shape {tuple(x.shape)}: call eval()"
             )
         if mask is None:
-            # With momentum 1 these become the statistics of the batch.
+            # With momentum 1 these become the statistics of the batch. Autograd would keep the running ones themselves,
+            # and complain when a second forward pass, or another process, changes them before the backward pass.
             mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            y = F.batch_norm(x.reshape(-1, self.channels), mean, var, *self._affine, True, 1.0, self.eps)
-            return y.view(x.shape), Statistics(mean, var)
+            y = F.batch_norm(x.reshape(-1, self.channels), mean, var, self.weight, self.bias, True, 1.0, self.eps)
+            self._update(mean, var)
+            return y.view(x.shape)
         padding, count = ~mask[..., None], mask.sum()
         # No products with the mask: nothing is promised about padded positions, not even that they are finite.
         wide = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(padding, 0)
         mean = wide.sum((0, 1)) / count
         centred = (wide - mean).masked_fill(padding, 0)
         squares = centred.square().sum((0, 1))
+        self._update(mean, squares / (count - 1).clamp(min=1))
         y = centred * (self.weight * (squares / count + self.eps).rsqrt()) + self.bias
-        return y.to(x.dtype), Statistics(mean.detach(), (squares / (count - 1).clamp(min=1)).detach())
+        return y.to(x.dtype)
 
     @torch.no_grad()
-    def update(self, statistics: Statistics) -> None:
-        """Count a batch in the running statistics."""
-        for running, value in zip((self.running_mean, self.running_var), statistics, strict=True):
+    def _update(self, mean: Tensor, var: Tensor) -> None:
+        for running, value in ((self.running_mean, mean), (self.running_var, var)):
             running.mul_(1 - self.momentum).add_(value, alpha=self.momentum)
         self.num_batches_tracked.add_(1)
-
-    @property
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        return self.weight, self.bias
 
     def extra_repr(self) -> str:
         """The sizes, for `print(model)`."""
@@ -118,11 +108,29 @@ def build_norm(name: str, channels: int, eps: float) -> nn.Module:
     return kinds[name](channels, eps=eps)
 
 
-def normalise(norm: nn.Module, x: Tensor, mask: Tensor | None, batches: list[Statistics]) -> Tensor:
-    """Apply a norm to x (B, L, D) or (B, D); a batch norm in training adds its statistics to `batches`."""
-    if not isinstance(norm, BatchNorm):
-        return norm(x)
-    y, statistics = norm.normalise(x, mask)
-    if statistics is not None:
-        batches.append(statistics)
-    return y
+def normalise(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a norm to x (B, L, D) with mask (B, L), or to x (B, D)."""
+    return norm(x, mask) if isinstance(norm, BatchNorm) else norm(x)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether there is a batch norm in a module, of this or another class."""
+    return any(name.rpartition(".")[2] in STATISTICS for name, _ in module.named_buffers())
+
+
+@contextlib.contextmanager
+def same_statistics(module: nn.Module) -> Iterator[None]:
+    """A context in which forward passes leave no trace in the running statistics of the batch norms in a module."""
+    kept = [
+        (part, name, buffer)
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if name in STATISTICS
+    ]
+    for part, name, buffer in kept:
+        setattr(part, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for part, name, buffer in kept:
+            setattr(part, name, buffer)
