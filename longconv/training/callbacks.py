@@ -8,7 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from .config import TrainConfig
+from .job import Job
 
 
 class Clock(TrainerCallback):
@@ -21,8 +21,12 @@ class Clock(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far."""
+        """Seconds of training so far, evaluations and checkpoints included."""
         return self.earlier + (0.0 if self.start is None else time.monotonic() - self.start)
+
+    def stop(self) -> None:
+        """Count no further."""
+        self.earlier, self.start = self.seconds, None
 
     def progress(self, step: int, steps: int) -> float:
         """Fraction of the run that is over, by steps or by the clock, whichever is further."""
@@ -42,10 +46,10 @@ class Clock(TrainerCallback):
 class Log(TrainerCallback):
     """log.jsonl: what the Trainer reports, a line at a time, flushed at once."""
 
-    def __init__(self, path: Path, clock: Clock, config: TrainConfig) -> None:
-        self.path, self.clock, self.config = path, clock, config
+    def __init__(self, path: Path, job: Job[Any]) -> None:
+        self.path, self.columns = path, job.columns
         self.rows: list[dict[str, Any]] = []
-        if not config.resume:
+        if not job.config.resume:
             path.unlink(missing_ok=True)
 
     def keep_up_to(self, step: int) -> None:
@@ -55,20 +59,14 @@ class Log(TrainerCallback):
         self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write one line."""
-        logs = {name.removeprefix("eval_"): v for name, v in (logs or {}).items() if not name.startswith("train_")}
-        if "loss" not in logs:
+        """Write one line, of training or of an evaluation on the validation split."""
+        logs = logs or {}
+        is_eval = "eval_loss" in logs
+        if not is_eval and "loss" not in logs:
             return
-        is_eval = "bits_per_byte" in logs
-        names = ("bits_per_byte", "perplexity") if is_eval else ("kl", "learning_rate", "grad_norm")
-        row = {
-            "step": state.global_step,
-            "split": "validation" if is_eval else "train",
-            "loss": logs["loss"],
-            **{name: logs[name] for name in names if name in logs},
-            "seconds": round(self.clock.seconds, 3),
-            "tokens": state.global_step * self.config.tokens_per_step,
-        }
+        found = {name.removeprefix("eval_"): value for name, value in logs.items()}
+        row = {"step": state.global_step, "split": "validation" if is_eval else "train"}
+        row |= {name: found[name] for name in self.columns if name in found}
         if is_eval and any(old["step"] == row["step"] and old["split"] == row["split"] for old in self.rows):
             return  # the final evaluation, at a step that was evaluated anyway
         self.rows.append(row)
@@ -77,10 +75,10 @@ class Log(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """One line: how far, the last loss, tokens per second."""
+    """One line: how far, the last loss and accuracy, tokens or sequences per second."""
 
-    def __init__(self, clock: Clock, config: TrainConfig) -> None:
-        self.clock, self.config = clock, config
+    def __init__(self, clock: Clock, job: Job[Any], steps: int) -> None:
+        self.clock, self.job, self.steps = clock, job, steps
         self.bar: Any = None
         self.first = 0
 
@@ -88,8 +86,8 @@ class ProgressBar(TrainerCallback):
         """Open the bar."""
         by_clock = self.clock.limit is not None
         form = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} " + ("s" if by_clock else "steps") + "{postfix}"
-        total = self.clock.limit if by_clock else self.config.steps
-        self.bar = tqdm(total=total, desc=f"train {self.config.mixers}", bar_format=form, dynamic_ncols=True)
+        total = self.clock.limit if by_clock else self.steps
+        self.bar = tqdm(total=total, desc=f"train {self.job.config.mixers}", bar_format=form, dynamic_ncols=True)
         self.first = state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -100,9 +98,12 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the last loss and the rate."""
         if self.bar is not None and logs is not None and "loss" in logs:
-            tokens = (state.global_step - self.first) * self.config.tokens_per_step
-            rate = tokens / max(self.clock.seconds - self.clock.earlier, 1e-9)
-            self.bar.set_postfix_str(f"step {state.global_step}, loss {logs['loss']:.3f}, {rate:,.0f} tokens/s")
+            units = (state.global_step - self.first) * self.job.units_per_step
+            rate = units / max(self.clock.seconds - self.clock.earlier, 1e-9)
+            accuracy = f", accuracy {logs['accuracy']:.3f}" if "accuracy" in logs else ""
+            self.bar.set_postfix_str(
+                f"step {state.global_step}, loss {logs['loss']:.3f}{accuracy}, {rate:,.0f} {self.job.units}/s"
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the bar as it is."""

@@ -3,14 +3,15 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from longconv.models import LongConvForCausalLM, load_model
 from longconv.tasks.lm import ByteTokenizer, Tokenizer, load_tokenizer
 
-from .config import TrainConfig
+if TYPE_CHECKING:
+    from .language import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Initial:
             )
         return cls(folder, model, tokenizer)
 
-    def complete(self, config: TrainConfig) -> TrainConfig:
+    def complete(self, config: "TrainConfig") -> "TrainConfig":
         """`config` with every option that describes the model or the tokenizer as they are here.
 
         An option at its default is not a choice, so it gives way.
@@ -45,7 +46,7 @@ class Initial:
             ValueError: one that is no default and says something else, or a `length` that the model cannot take.
         """
         mine, changes = self._options(), {}
-        for field in dataclasses.fields(TrainConfig):
+        for field in dataclasses.fields(config):
             if field.name not in mine:
                 continue
             given, here = getattr(config, field.name), mine[field.name]

@@ -1,127 +1,127 @@
-"""`train`: from a `TrainConfig` to a trained model in a folder."""
+"""`train`: from a configuration to a trained model in a folder."""
 
 import dataclasses
-import functools
 import json
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 
-from longconv.models import LongConvForCausalLM, save_model
+from longconv.models import save_model
 from longconv.models.checkpoint import first_line
 
 from .callbacks import Clock, Log, ProgressBar
-from .config import TrainConfig
-from .initial import Initial
-from .teacher import TeacherTrainer, load_teacher
-from .trainer import LongConvTrainer, checkpoints
+from .config import RunConfig
+from .job import Job
+from .result import Interrupted, TrainResult, device_name, versions
+from .trainer import DivergedError, LongConvTrainer, checkpoints
 
 
-@dataclass
-class TrainResult:
-    """The trained model in eval mode, its task, the rows of the log, and the final metrics on the validation split."""
+def train(config: RunConfig) -> TrainResult:
+    """Train as `config` says, a `TrainConfig` or a `ClassifyConfig`; the model is in `config.output / "model"`.
 
-    model: LongConvForCausalLM
-    task: Any
-    log: list[dict[str, Any]]
-    metrics: dict[str, float]
+    The log is `log.jsonl`: one JSON object per line, with the step, whether it is of training or of an evaluation
+    (`split`), the loss in nats and what else `Job.columns` names. With `resume`, training goes on from the last
+    checkpoint, also in the middle of an epoch, and from there on gives the losses that an uninterrupted run gives.
 
+    Of a language model, the last weights and the tokenizer are kept. With `init`, training starts from a saved model:
+    to fine-tune a distilled one, say, whose modes are trained like any filter and stay stable by their
+    parametrisation. With `teacher`, the student learns from that model too (`teacher.py`); rows of the log then have
+    `kl`, and their loss is the sum that is minimised.
 
-def train(config: TrainConfig) -> TrainResult:
-    """Train as `config` says; the final model and tokenizer are in `config.output / "model"`.
-
-    The log is `log.jsonl` (one JSON object per line: step, loss in nats per token, learning rate, seconds, tokens; with
-    `bits_per_byte` in lines of an evaluation). With `resume`, training goes on from the last checkpoint, and from there
-    on gives the losses that an uninterrupted run gives.
-
-    With `init`, training starts from a saved model: to fine-tune a distilled one, say, whose modes are trained like any
-    filter and stay stable by their parametrisation. With `teacher`, the student learns from that model too
-    (`teacher.py`); rows of the log then have `kl`, and their loss is the sum that is minimised.
+    Of a classifier, the weights with the best accuracy in an evaluation are kept, and the task's name and options.
 
     Raises:
         ValueError: an option that does not fit, or contradicts the model in `init`; an output folder of another run; a
             damaged checkpoint or model; a teacher with another tokenizer.
-        FileNotFoundError: `resume` without a checkpoint, or no model in `init` or `teacher`.
+        FileNotFoundError: `resume` without a checkpoint, or no model in `init` or `teacher`; or the task's data.
         OSError: the disk is full; checkpoints written so far stay whole.
+        DivergedError: the loss is infinite or no number.
+        Interrupted: a KeyboardInterrupt, with what was reached; `resume` goes on from the last checkpoint.
     """
     config.check()
     output = Path(config.output)
     checkpoint = _last_checkpoint(output) if config.resume else None
-    initial = None if config.init is None else Initial.load(config.init)
-    config = config if initial is None else initial.complete(config)
-    _claim(output, config)
-    task = config.open_task(None if initial is None else initial.tokenizer)
-    learn = _trainer(config, task)
-    model = config.build_model(task.tokenizer) if initial is None else initial.model
+    job = config.job()
+    _claim(output, job.config)
+    model = job.build_model()
     if config.gradient_checkpointing:
         # Renamed within transformers 5.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable()
-    splits = task.splits()
-    validation = splits["validation"]
-    if config.evaluate_batches:
-        validation = validation.select(range(min(len(validation), config.evaluate_batches * config.batch_size)))
-    clock = Clock(config.minutes)
-    log = Log(output / "log.jsonl", clock, config)
-    trainer = learn(
-        config,
-        clock,
-        model=model,
-        args=_arguments(config),
-        train_dataset=splits["train"],
-        eval_dataset=validation,
-        data_collator=task.collate,
-        compute_metrics=task.compute_metrics,
-        preprocess_logits_for_metrics=task.preprocess_logits_for_metrics,
-        callbacks=[clock, log],
+    steps = job.steps()
+    clock, log = Clock(config.minutes), Log(output / "log.jsonl", job)
+    trainer = job.trainer(
+        clock=clock, steps=steps, model=model, args=_arguments(job.config, steps), callbacks=[clock, log]
     )
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if not config.quiet:
-        trainer.add_callback(ProgressBar(clock, config))
+        trainer.add_callback(ProgressBar(clock, job, steps))
     if checkpoint is not None:
         log.keep_up_to(int(checkpoint.name.rpartition("-")[2]))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except DivergedError:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted(_result(job, trainer, log, metrics=None)) from error
     except (EOFError, KeyError, RuntimeError, pickle.UnpicklingError, json.JSONDecodeError) as error:
         if checkpoint is None or trainer.state.global_step > int(checkpoint.name.rpartition("-")[2]):
             raise
         hint = "delete it to resume from an earlier one"
         raise ValueError(f"checkpoint {checkpoint} is damaged ({first_line(error)}); {hint}") from error
-    metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
-    trained = model.eval()
-    save_model(trained, output / "model", task.tokenizer)
-    return TrainResult(trained, task, log.rows, metrics)
+    clock.stop()
+    metrics = job.finish(trainer)
+    save_model(model.eval(), output / "model", job.card)
+    return _result(job, trainer, log, metrics)
 
 
-def _trainer(config: TrainConfig, task: Any) -> Callable[..., LongConvTrainer]:
-    """What makes the Trainer: one with a teacher where there is a teacher that counts."""
-    if config.teacher is None:
-        return LongConvTrainer
-    teacher = load_teacher(config.teacher, task.tokenizer, config.length)
-    weight = 0.5 if config.kd_weight is None else config.kd_weight
-    return functools.partial(TeacherTrainer, teacher=teacher, weight=weight) if weight else LongConvTrainer
+def _result(job: Job[Any], trainer: LongConvTrainer, log: Log, metrics: dict[str, float] | None) -> TrainResult:
+    """What to say of a run; one without metrics was interrupted, and has those of its best evaluation if any."""
+    state, snapshot = trainer.state, trainer.snapshot()
+    best = snapshot.get("best") or {}
+    reached = {name.removeprefix("eval_"): value for name, value in best.items() if name != "step"}
+    planned = trainer.steps or None
+    assert trainer.model is not None
+    return TrainResult(
+        model=trainer.model.eval(),
+        task=job.task,
+        log=log.rows,
+        metrics=reached if metrics is None else metrics,
+        steps=state.global_step,
+        planned_steps=planned,
+        complete=metrics is not None and state.global_step >= (planned or 0),
+        seconds=snapshot["seconds"],
+        data_seconds=snapshot.get("data_seconds"),
+        sequences=snapshot.get("sequences", state.global_step * job.config.batch_size * job.config.accumulate),
+        epochs=float(state.epoch or 0.0),
+        best_step=int(best.get("step", state.global_step)),
+        parameters=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        device=device_name(),
+        versions=versions(),
+    )
 
 
-def _arguments(config: TrainConfig) -> TrainingArguments:
+def _arguments(config: RunConfig, steps: int) -> TrainingArguments:
     """What the Trainer is told; schedule and groups are ours."""
+    workers = getattr(config, "workers", 0)
     return TrainingArguments(
         output_dir=str(config.output),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulate,
-        max_steps=config.steps or 10**9,
+        max_steps=steps or 10**9,
         learning_rate=config.lr,
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         use_cpu=not torch.accelerator.is_available(),
         bf16=config.precision == "bfloat16",
         torch_compile=config.compile,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=workers > 0,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # a NaN must show
@@ -144,7 +144,7 @@ def _last_checkpoint(output: Path) -> Path:
     return found[-1]
 
 
-def is_finished(config: TrainConfig) -> bool:
+def is_finished(config: RunConfig) -> bool:
     """Whether the final model of a run with just these options is in `config.output`.
 
     Raises:
@@ -154,11 +154,11 @@ def is_finished(config: TrainConfig) -> bool:
     output = Path(config.output)
     if not (output / "model").exists():
         return False
-    _compare(output, config if config.init is None else Initial.load(config.init).complete(config))
+    _compare(output, config.job().config)
     return True
 
 
-def _claim(output: Path, config: TrainConfig) -> None:
+def _claim(output: Path, config: RunConfig) -> None:
     """Write the configuration into the output folder, or compare it with the one that is there."""
     if config.resume:
         _compare(output, config)
@@ -168,12 +168,12 @@ def _claim(output: Path, config: TrainConfig) -> None:
     (output / "train.json").write_text(json.dumps(_options(config), indent=1))
 
 
-def _compare(output: Path, config: TrainConfig) -> None:
+def _compare(output: Path, config: RunConfig) -> None:
     """Raise ValueError unless the folder's run is known to have had the same options."""
     if not (output / "train.json").exists():
         raise ValueError(f"{output} has no train.json that would say how it was trained: choose another output")
     # An option that did not exist then had what is its default now.
-    defaults = _options(TrainConfig(output=output))
+    defaults = _options(type(config)(output=output))
     ours, theirs = _options(config), defaults | json.loads((output / "train.json").read_text())
     for name in ours.keys() | theirs.keys():
         if ours.get(name) != theirs.get(name):
@@ -183,7 +183,8 @@ def _compare(output: Path, config: TrainConfig) -> None:
             )
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
+def _options(config: RunConfig) -> dict[str, Any]:
     """What decides the losses of a run, JSON-ready."""
     free = {"output", "resume", "quiet", "save_every", "evaluate_every", "evaluate_batches"}  # change no loss
+    free |= {"cache_dir", "workers"}
     return {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(config), default=str)).items() if k not in free}

@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from longconv.models.checkpoint import quiet_transformers, written_whole
 
 from .callbacks import Clock
-from .config import TrainConfig
+from .job import Job
 
 #: A run keeps so many checkpoints: the last, and one more in case that is damaged.
 KEEP_CHECKPOINTS = 2
+#: What `LongConvTrainer.snapshot` is kept in.
+SNAPSHOT = "clock.json"
 
 
 def parameter_groups(
@@ -58,20 +60,36 @@ def schedule(progress: float, warmup: float, kind: str) -> float:
     return 1 - 0.98 * fall
 
 
-class LongConvTrainer(Trainer):
-    """The Trainer with our parameter groups, a schedule that can follow the clock, and checkpoints written whole."""
+class DivergedError(RuntimeError):
+    """The loss of a run is infinite or no number, and will not be one again."""
 
-    def __init__(self, config: TrainConfig, clock: Clock, **kwargs: Any) -> None:
-        self.config, self.clock = config, clock
+
+class LongConvTrainer(Trainer):
+    """The Trainer with our parameter groups, a schedule that can follow the clock, and checkpoints written whole.
+
+    A run that goes on from a checkpoint logs what an uninterrupted one logs, also in the line whose steps lie on both
+    sides of it. Evaluations draw no random numbers from training.
+
+    Args:
+        job: what is trained.
+        clock: of the run; also among the callbacks.
+        steps: how many there are to be; 0 if only the clock ends the run.
+        kwargs: of the Trainer.
+    """
+
+    def __init__(self, job: Job[Any], *, clock: Clock, steps: int, **kwargs: Any) -> None:
+        self.job, self.clock, self.steps = job, clock, steps
         self._staging: Path | None = None
+        self._earlier: dict[str, Any] | None = None
         super().__init__(**kwargs)
+        self.add_callback(_Restore(self))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over `parameter_groups`."""
         if self.optimizer is None:
             model = model if model is not None else self.model
             assert model is not None
-            config = self.config
+            config = self.job.config
             groups = parameter_groups(model, config.lr, config.weight_decay, config.filter_lr_scale)
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
         return self.optimizer
@@ -81,12 +99,72 @@ class LongConvTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """`schedule` over the steps, or over the clock where that limits the run."""
         if self.lr_scheduler is None:
+            config = self.job.config
 
             def factor(step: int) -> float:
-                return schedule(self.clock.progress(step, self.config.steps), self.config.warmup, self.config.schedule)
+                return schedule(self.clock.progress(step, self.steps), config.warmup, config.schedule)
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """See `Trainer.train`; a run that was at its end when the checkpoint was written stays there."""
+        if resume_from_checkpoint is not None:
+            folder = Path(resume_from_checkpoint)
+            snapshot = json.loads((folder / SNAPSHOT).read_text())
+            state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+            self.clock.earlier = snapshot["seconds"]
+            if self.clock.progress(state.global_step, self.steps) >= 1:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state, self._globalstep_last_logged = state, state.global_step
+                self._tr_loss = torch.zeros((), device=self.args.device)
+                self.restore(snapshot)
+                return None
+            self._earlier = snapshot
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`; training draws the same random numbers after it as without it."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **kwargs)
+
+    def counts(self) -> dict[str, float]:
+        """What is said in every line of the log."""
+        tokens = self.state.global_step * self.job.units_per_step
+        return {"seconds": round(self.clock.seconds, 3), self.job.units: tokens}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Report to the callbacks.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        super().log({**logs, **self.counts()}, start_time)
+        self._check_finite(logs.get("loss", 0.0))
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            whole = checkpoints(Path(self.job.config.output))
+            kept = f"; the last checkpoint is {whole[-1]}" if whole else ""
+            raise DivergedError(
+                f"training has diverged: the loss is {loss} at step {self.state.global_step}; "
+                f"a smaller lr than {self.job.config.lr:g} or a longer warmup may help{kept}"
+            )
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides the Trainer's own, JSON-ready; `restore` takes it."""
+        return {
+            "seconds": self.clock.seconds,
+            "loss": self._tr_loss.item(),  # summed since the last line of the log
+            "logged": self._globalstep_last_logged,
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from what `snapshot` gave."""
+        self.clock.earlier = snapshot["seconds"]
+        if "logged" in snapshot:
+            self._tr_loss += snapshot["loss"]
+            self._globalstep_last_logged = snapshot["logged"]
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -94,13 +172,15 @@ class LongConvTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         # The Trainer writes into the final folder; an interruption would leave a part of a checkpoint there.
         name = f"checkpoint-{self.state.global_step}"
-        output = Path(self.config.output)
+        output = Path(self.job.config.output)
+        snapshot = self.snapshot()
+        self._check_finite(snapshot["loss"])
         with written_whole(output / name) as partial:
             self._staging = staging = partial / "staging"
             try:
                 with quiet_transformers():
                     super()._save_checkpoint(model, trial)
-                (staging / name / "clock.json").write_text(json.dumps({"seconds": self.clock.seconds}))
+                (staging / name / SNAPSHOT).write_text(json.dumps(snapshot))
                 for path in (staging / name).iterdir():
                     path.rename(partial / path.name)
                 shutil.rmtree(staging)
@@ -113,10 +193,17 @@ class LongConvTrainer(Trainer):
         with quiet_transformers():  # it would name the tied output projection as a missing weight
             super()._load_from_checkpoint(*args, **kwargs)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.clock.earlier = json.loads((Path(checkpoint) / "clock.json").read_text())["seconds"]
+
+class _Restore(TrainerCallback):
+    """Hands its snapshot to a trainer after the Trainer has set everything to zero."""
+
+    def __init__(self, trainer: LongConvTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore."""
+        if self.trainer._earlier is not None:
+            self.trainer.restore(self.trainer._earlier)
 
 
 def checkpoints(output: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from longconv.filters import ModalFilter
 from longconv.models import load_model, save_model
 from longconv.tasks.lm import SentencePieceTokenizer, load_tokenizer
 from longconv.training import TrainConfig, is_finished, train
+from longconv.training import language as language_module
 from longconv.training import run as run_module
 from longconv.training.callbacks import Clock
 from longconv.training.teacher import TeacherTrainer, divergence
@@ -74,7 +75,7 @@ def test_a_distilled_model_is_fine_tuned_with_the_marks_of_its_modes(trained, co
     _, distilled = trained
     groups = []
 
-    class Watched(run_module.LongConvTrainer):
+    class Watched(language_module.LongConvTrainer):
         def create_optimizer(self, model=None):
             optimizer = super().create_optimizer(model)
             names = {id(p): name for name, p in self.model.named_parameters()}
@@ -85,7 +86,7 @@ def test_a_distilled_model_is_fine_tuned_with_the_marks_of_its_modes(trained, co
             )
             return optimizer
 
-    monkeypatch.setattr(run_module, "LongConvTrainer", Watched)
+    monkeypatch.setattr(language_module, "LongConvTrainer", Watched)
     before = load_model(distilled)
     result = train(next_config(tmp_path / "run", corpus, init=distilled))
     modes = {name for name, _ in before.named_parameters() if "long_filters" in name}
@@ -176,9 +177,15 @@ def test_divergence_is_that_of_the_definition(dtype):
 def test_gradients_go_to_the_student_only(trained, corpus, tmp_path):
     teacher, distilled = trained
     config = next_config(tmp_path, corpus)
-    student, master = load_model(distilled).train(), run_module.load_teacher(teacher, load_tokenizer(teacher), 64)
+    student, master = load_model(distilled).train(), language_module.load_teacher(teacher, load_tokenizer(teacher), 64)
     trainer = TeacherTrainer(
-        config, Clock(None), teacher=master, weight=0.75, model=student, args=run_module._arguments(config)
+        config.job(),
+        clock=Clock(None),
+        steps=config.steps,
+        teacher=master,
+        weight=0.75,
+        model=student,
+        args=run_module._arguments(config, config.steps),
     )
     batch = {"input_ids": torch.randint(256, (2, 20)), "labels": torch.randint(256, (2, 20))}
     loss = trainer.compute_loss(student, batch, num_items_in_batch=torch.tensor(50))

@@ -1,0 +1,56 @@
+"""`Job`: what a configuration stands for, as `train` needs it."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+from .config import RunConfig
+
+C = TypeVar("C", bound=RunConfig)
+
+
+class Job(ABC, Generic[C]):
+    """A task, a model for it, and what the Trainer has to know of both.
+
+    Attributes:
+        config: the options, complete: those that a saved model decides are filled in.
+        columns: what a line of the log has besides the step and the split, where it is known.
+        units: what the progress bar counts.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+    units: ClassVar[str]
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @cached_property
+    @abstractmethod
+    def task(self) -> Any:
+        """The task; opened when it is first asked for."""
+
+    @property
+    @abstractmethod
+    def units_per_step(self) -> int:
+        """How many units one update sees."""
+
+    @property
+    @abstractmethod
+    def card(self) -> Any:
+        """What is kept beside the model, with a method `save(folder)`."""
+
+    @abstractmethod
+    def build_model(self) -> Any:
+        """The model to train, its weights drawn from the seed unless they are read."""
+
+    @abstractmethod
+    def trainer(self, **kwargs: Any) -> Any:
+        """A `LongConvTrainer` with the task's data; `kwargs` are those of the Trainer that have to do with neither."""
+
+    @abstractmethod
+    def finish(self, trainer: Any) -> dict[str, float]:
+        """Evaluate after the last step, and leave the weights to keep in the model; the metrics of the run."""
+
+    def steps(self) -> int:
+        """How many updates the run may have; 0 if only the clock ends it."""
+        return self.config.steps

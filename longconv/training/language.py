@@ -1,0 +1,161 @@
+"""Language models: `TrainConfig`, also the options of `longconv train`, and how they are trained."""
+
+import functools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import set_seed
+
+from longconv import tasks
+from longconv.models import LongConvConfig, LongConvForCausalLM
+
+from .config import RunConfig
+from .initial import Initial
+from .job import Job
+from .teacher import TeacherTrainer, load_teacher
+from .trainer import LongConvTrainer
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Train a small language model on text.
+
+    Attributes:
+        init: folder of a model to start from, distilled or not: its weights, tokenizer, mixers and sizes. Options that
+            describe these are left out then, or agree.
+        teacher: folder of a model to learn from too: kd_weight KL(teacher || student) + (1 - kd_weight) cross entropy.
+        kd_weight: see teacher; 0 for the text alone, 1 for the teacher alone, 0.5 if it is not given.
+        task: name of the task; "lm" is language modelling on local text.
+        data: text file or folder; default the source of Python's own standard library.
+        max_bytes: use at most so many bytes of the corpus.
+        tokenizer: "bytes", or "sentencepiece", which is trained on the train split first.
+        vocab_size: pieces of the SentencePiece vocabulary.
+        length: tokens in a training sequence.
+        max_length: longest sequence of the model; default `length`.
+    """
+
+    init: Path | None = None
+    teacher: Path | None = None
+    kd_weight: float | None = None
+    task: str = "lm"
+    data: Path | None = None
+    max_bytes: int | None = None
+    tokenizer: Literal["bytes", "sentencepiece"] = "sentencepiece"
+    vocab_size: int = 4096
+    length: int = 1024
+    max_length: int | None = None
+
+    def check(self) -> None:
+        """See `RunConfig.check`."""
+        super().check()
+        if self.steps < 0 or (self.steps == 0 and self.minutes is None):
+            raise ValueError(f"steps must be at least 1, or 0 together with minutes; got {self.steps}")
+        if self.max_length is not None and self.max_length < self.length:
+            raise ValueError(f"max_length must be at least length = {self.length}, got {self.max_length}")
+        if self.kd_weight is not None and self.teacher is None:
+            raise ValueError(f"kd_weight = {self.kd_weight:g} needs a teacher")
+        if self.kd_weight is not None and not 0 <= self.kd_weight <= 1:
+            raise ValueError(f"kd_weight must be in [0, 1], got {self.kd_weight}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one update, on one device."""
+        return self.batch_size * self.accumulate * self.length
+
+    def job(self) -> "LanguageJob":
+        """See `RunConfig.job`; the model in `init` is read here."""
+        return LanguageJob(self)
+
+    def summary(self, metrics: dict[str, float]) -> str:
+        """See `RunConfig.summary`."""
+        return f"validation: {metrics['bits_per_byte']:.4f} bits per byte, loss {metrics['loss']:.4f}"
+
+    def open_task(self, tokenizer: Any = None) -> Any:
+        """The task, with this configuration's data, and its tokenizer unless one is given."""
+        vocabulary = {"vocab_size": self.vocab_size} if tokenizer is None and self.tokenizer == "sentencepiece" else {}
+        return tasks.get(
+            self.task,
+            data=self.data,
+            max_bytes=self.max_bytes,
+            tokenizer=self.tokenizer if tokenizer is None else tokenizer,
+            length=self.length,
+            **vocabulary,
+        )
+
+    def build_model(self, tokenizer: Any) -> LongConvForCausalLM:
+        """A new model, its weights drawn from `seed`."""
+        set_seed(self.seed)
+        config = LongConvConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.layers,
+            mixers=self.mixers,
+            mixer_options=self.mixer_options,
+            max_position_embeddings=self.max_length or self.length,
+            dropout=self.dropout,
+            pad_token_id=tokenizer.pad_id,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+        )
+        return LongConvForCausalLM(config)
+
+
+class LanguageJob(Job[TrainConfig]):
+    """A language model on text; from a saved one with `init`, and under a `teacher` if there is one that counts."""
+
+    columns = ("loss", "bits_per_byte", "perplexity", "kl", "learning_rate", "grad_norm", "seconds", "tokens")
+    units = "tokens"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.initial = None if config.init is None else Initial.load(config.init)
+        super().__init__(config if self.initial is None else self.initial.complete(config))
+
+    @cached_property
+    def task(self) -> Any:
+        """See `Job.task`."""
+        return self.config.open_task(None if self.initial is None else self.initial.tokenizer)
+
+    @property
+    def units_per_step(self) -> int:
+        """See `Job.units_per_step`."""
+        return self.config.tokens_per_step
+
+    @property
+    def card(self) -> Any:
+        """The tokenizer."""
+        return self.task.tokenizer
+
+    def build_model(self) -> LongConvForCausalLM:
+        """See `Job.build_model`."""
+        return self.config.build_model(self.task.tokenizer) if self.initial is None else self.initial.model
+
+    def trainer(self, **kwargs: Any) -> LongConvTrainer:
+        """See `Job.trainer`."""
+        config, make = self.config, self._class()
+        splits = self.task.splits()
+        validation = splits["validation"]
+        if config.evaluate_batches:
+            validation = validation.select(range(min(len(validation), config.evaluate_batches * config.batch_size)))
+        return make(
+            self,
+            train_dataset=splits["train"],
+            eval_dataset=validation,
+            data_collator=self.task.collate,
+            compute_metrics=self.task.compute_metrics,
+            preprocess_logits_for_metrics=self.task.preprocess_logits_for_metrics,
+            **kwargs,
+        )
+
+    def finish(self, trainer: LongConvTrainer) -> dict[str, float]:
+        """`loss`, `bits_per_byte` and `perplexity` on the validation split, of the last weights."""
+        return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+
+    def _class(self) -> Any:
+        config = self.config
+        if config.teacher is None:
+            return LongConvTrainer
+        teacher = load_teacher(config.teacher, self.task.tokenizer, config.length)
+        weight = 0.5 if config.kd_weight is None else config.kd_weight
+        return functools.partial(TeacherTrainer, teacher=teacher, weight=weight) if weight else LongConvTrainer
