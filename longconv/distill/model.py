@@ -53,8 +53,9 @@ def distill(
         The distilled model (in eval mode, on the same device) and the report.
 
     Raises:
-        ValueError: the model has no long filter, or a two-sided one, not exactly one of order and tol is given, one of them or max_order is
-            out of range or of the wrong shape, an unknown method or option, or a length that is not in 1..max_length.
+        ValueError: the model has no long filter, or a two-sided one, not exactly one of order and tol is given, one of
+            them or max_order is out of range or of the wrong shape, an unknown method or option, or a length that is
+            not in 1..max_length.
     """
     check_method(method, options)
     layers = long_filter_layers(model, length)
@@ -137,7 +138,7 @@ def long_filter_layers(model: Any, length: int | None) -> list[tuple[int, Any, i
     layers = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
     if not layers:
         raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
-    if two_sided := [index for index, mixer, _ in layers if not mixer.causal]:
+    if two_sided := [index for index, mixer in layers if not mixer.causal]:
         which = ", ".join(map(str, two_sided))
         raise ValueError(f"the mixers of layers {which} are not causal: a two-sided convolution is no recurrence")
     found = []
