@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 COMMANDS = {
     "demo": "train, distil and generate with a small Hyena language model, in minutes",
-    "train": "train a language model on text",
+    "train": "train a language model on text, or a classifier by a recipe",
     "data": "make the data of a benchmark task ahead of its use",
-    "evaluate": "bits per byte and perplexity of a model on text",
+    "evaluate": "bits per byte and perplexity of a model on text, or the accuracy of a classifier",
     "distill": "turn a model's long filters into recurrences with O(1) generation",
     "generate": "continue a prompt",
     "info": "describe a model, or this installation",
@@ -29,11 +29,13 @@ EXAMPLES = """examples:
   longconv demo
   longconv train --output runs/hyena --minutes 10
   longconv train --output runs/mine --data my_texts/ --mixers "hyena hyena attention" --steps 2000
+  longconv train lra.listops.sgconv --smoke
   longconv distill runs/hyena/model runs/hyena/distilled --tol 1e-3 --report runs/hyena/report
   longconv distill runs/hyena/model runs/hyena/small --kl 1e-3
   longconv generate runs/hyena/distilled --prompt "def main(" --max-new-tokens 200
   longconv evaluate runs/hyena/distilled --split test
   longconv data prepare lra/listops
+  longconv data prepare lra/text --data-dir aclImdb
   longconv bench fftconv"""
 
 
@@ -83,10 +85,7 @@ def _run(name: str, argv: list[str]) -> int:
 
         commands["demo"] = demo.run
     elif name == "train":
-        from longconv.training import TrainConfig
-
-        config = tyro.cli(TrainConfig, prog="longconv train", args=argv)
-        return train(config)
+        return train(argv)
     elif name == "bench":
         from longconv.experiments.benchmarks import BENCHMARKS
 
@@ -96,16 +95,51 @@ def _run(name: str, argv: list[str]) -> int:
     return 0
 
 
-def train(config: Any) -> int:
-    """Train, and say what came out."""
-    from longconv import training
+TRAIN = """Train a language model on text:   longconv train --output FOLDER [options]
 
-    result = training.train(config)
-    print(result.task.describe())
-    count = sum(p.numel() for p in result.model.parameters())
-    metrics = result.metrics
-    print(f"{count:,} parameters, validation: {metrics['bits_per_byte']:.4f} bits per byte, loss {metrics['loss']:.4f}")
-    print(f"model: {Path(config.output) / 'model'}    log: {Path(config.output) / 'log.jsonl'}")
+Or a classifier of sequences, by a recipe or on a task:
+
+  longconv train lra                          lists the recipes whose names begin so
+  longconv train lra.listops.sgconv           runs one; a row with its result is appended to a table
+  longconv train lra.listops.sgconv --smoke   the same in less than a minute, on tiny data, to see that it works
+  longconv train lra.listops.sgconv --minutes 20 --lr 1e-3 ...   any option of the recipe can be replaced
+  longconv train lra/listops --mixers hyena --epochs 5 ...       a task without a recipe
+
+and with --help after the name the options are shown. What follows here are those of language models."""
+
+
+def train(argv: list[str]) -> int:
+    """Train what the command line says: options for a language model, or a name and options for a classifier."""
+    import tyro
+
+    from longconv.training import TrainConfig
+
+    if not argv or argv[0].startswith("-"):
+        config = tyro.cli(TrainConfig, prog="longconv train", description=TRAIN, args=argv)
+        _say_what_came_out(config, _trained(config))
+        return 0
+    from longconv.experiments import recipes, results
+    from longconv.training import Interrupted
+
+    name, options = argv[0], argv[1:]
+    if name in tasks_without_recipe():
+        recipe, base = "", _for_task(name)
+    elif name not in recipes.names(name) and recipes.names(name):
+        print("\n".join(f"{found:<34}  {recipes.source(found)}" for found in recipes.names(name)))
+        return 0
+    else:
+        recipe, base = name, recipes.get(name)
+    if smoke := "--smoke" in options:
+        options = [option for option in options if option != "--smoke"]
+        base = recipes.smoke(base)
+    config = tyro.cli(type(base), default=base, prog=f"longconv train {name}", args=options)
+    try:
+        result = _trained(config)
+    except Interrupted as interruption:
+        print(f"row: {results.append(recipe, config, interruption.result, smoke=smoke)}", file=sys.stderr)
+        raise
+    _say_what_came_out(config, result)
+    print(f"row: {results.append(recipe, config, result, smoke=smoke)}")
     return 0
 
 
@@ -114,28 +148,51 @@ def data(
     name: str,
     /,
     *,
+    data_dir: Path | None = None,
     sizes: tuple[int, int, int] | None = None,
     seed: int | None = None,
     difficulty: Literal["easy", "intermediate", "hard"] | None = None,
+    options: str | None = None,
     cache_dir: Path | None = None,
     workers: int | None = None,
 ) -> None:
     """Make the data of a task now, with a progress bar, so that training starts at once. Ended runs are gone on with.
 
+    What is there already is checked, byte by byte. Tasks:
+      generated, or read from the published files in --data-dir: lra/listops, lra/pathfinder32, lra/pathfinder64,
+        lra/pathx, lra/path256; lra/path512, which was not published
+      read from --data-dir, else fetched from the Hugging Face Hub: lra/text, lra/image, lra/scifar,
+        lra/smnist, lra/pmnist
+      read from --data-dir: lra/retrieval
+      part of scikit-learn: lra/digits
+
+    Which files, and where they come from, is in docs/lra.md; what is missing is said when it is missed.
+
     Args:
         action: "prepare".
-        name: of the task: lra/listops, lra/pathfinder32, lra/pathfinder64, lra/pathx, lra/path256 or lra/path512.
-        sizes: rows of the train, validation and test split; default as published.
-        seed: of the data.
+        name: of the task.
+        data_dir: folder with the published files.
+        sizes: rows of the train, validation and test split that are generated; default as published.
+        seed: of what is generated.
         difficulty: of Pathfinder: contours of 6, 9 or 14 paddles (default).
+        options: other options of the task in JSON, such as '{"scale": 4}' for lra/digits.
         cache_dir: where it goes; default longconv's cache.
         workers: threads; default one for each core.
     """
     from longconv.tasks.prepare import prepare
 
     assert action == "prepare"
-    given = {"sizes": sizes, "seed": seed, "difficulty": difficulty, "cache_dir": cache_dir, "workers": workers}
-    print(prepare(name, **{option: value for option, value in given.items() if value is not None}))
+    try:
+        others = json.loads(options or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--options must be JSON: {error}") from error
+    if not isinstance(others, dict):
+        raise ValueError(f"--options must be a JSON object, got {options}")
+    given = {
+        "data_dir": data_dir, "sizes": sizes, "seed": seed, "difficulty": difficulty, "cache_dir": cache_dir,
+        "workers": workers,
+    }  # fmt: skip
+    print(prepare(name, **{option: value for option, value in given.items() if value is not None}, **others))
 
 
 def evaluate(

@@ -12,20 +12,20 @@ def preparable() -> tuple[str, ...]:
 
 
 def prepare(name: str, **options: Any) -> str:
-    """Make what is not there yet of the data of the task called `name`, and say what there is and where.
+    """Make what is not there yet of the data of the task called `name`, check all of it, and say what is there.
 
-    `options` are those of the task, such as ``seed``, ``sizes``, ``cache_dir`` and ``workers``. A run that is ended is
-    gone on with by the next one.
+    `options` are those of the task, such as ``data_dir``, ``seed``, ``sizes``, ``cache_dir`` and ``workers``. A run
+    that is ended is gone on with by the next one. The checksum of every file that is there is read.
 
-    Raises ValueError for a task that has nothing to prepare, and what the task raises for wrong options.
+    Raises ValueError for a task that has nothing to prepare, and what the task raises for wrong options or data.
     """
     if name not in preparable():
         raise ValueError(f"nothing to prepare for {name!r}; there is for: {', '.join(preparable())}")
     task = get(name, **options)
-    lines = [f"{name}: {task.n_classes} classes, sequences of up to {task.length:,}"]
-    files: dict[str, list[Path]] = task.prepare()
-    for split, paths in files.items():
-        megabytes = sum(path.stat().st_size for path in paths) / 1e6
-        lines.append(f"{split:<12}{task.sizes[split]:>9,} rows  {len(paths):>5,} files  {megabytes:>10,.1f} MB")
-    lines.append(f"in {task.cache_dir}")
+    files: dict[str, list[Path]] = task.prepare(verify=True)
+    lines = task.describe().splitlines()[:2]
+    for split, dataset in task.splits().items():
+        megabytes = sum(path.stat().st_size for path in files[split]) / 1e6
+        lines.append(f"{split:<12}{len(dataset):>9,} rows  {len(files[split]):>5,} files  {megabytes:>10,.1f} MB")
+    lines.append(f"ready in {task.cache_dir}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from longconv.tasks.lra.classification import SPLITS, permutation
 from longconv.tasks.lra.images import Images, pixel_batches
-from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub
+from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub_images
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -24,8 +25,8 @@ _FETCH = (
 _VALIDATION = 0.1
 
 
-class _Cifar(Images):
-    """CIFAR-10: 45,000, 5,000 and 10,000 images of 32 x 32 pixels in ten classes.
+class Cifar(Images):
+    """What both have in common: 45,000, 5,000 and 10,000 images of 32 x 32 pixels in ten classes.
 
     data_dir: a folder with ``cifar-10-python.tar.gz``, or with what is in it; default the Hub's ``uoft-cs/cifar10``.
     Other options: see `Images`.
@@ -88,22 +89,19 @@ class _Cifar(Images):
     def _load(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images (N, 32, 32, 3) and labels (N,) of ``"train"`` or ``"test"``."""
         if self.data_dir is None:
-            rows = hub(_HUB, part, self.name, _FETCH)
-            return np.stack([np.asarray(row["img"]) for row in rows]), np.array(rows["label"])
+            return hub_images(_HUB, part, "img", self.name, _FETCH)
         with _files(self._folder()) as opened:
             batches = [_read_batch(opened(name), name) for name in FILES[part]]
         images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return images, np.concatenate([labels for _, labels in batches])
 
 
-class Image(_Cifar):
+class Image(Cifar):
     """Image of the Long Range Arena: CIFAR-10 in grey, 1,024 steps.
 
     Grey is what torchvision's ``Grayscale`` makes, 8 bits. ``input_values`` are (x - 122.6 / 255) / (61 / 255), the
-    constants of S4's code (``src/dataloaders/basic.py``).
+    constants of S4's code (``src/dataloaders/basic.py``). Options and splits: see `Cifar`.
     """
-
-    __doc__ = f"{__doc__}\n{_Cifar.__doc__}"
 
     name = "lra/image"
     channels = 1
@@ -113,14 +111,12 @@ class Image(_Cifar):
         return to_grey(images)
 
 
-class SCifar(_Cifar):
+class SCifar(Cifar):
     """Sequential CIFAR-10 in colour: 1,024 steps of three channels.
 
     ``input_values`` have each channel's mean and standard deviation in the training images removed, with the constants
-    of S4's code (``src/dataloaders/basic.py``).
+    of S4's code (``src/dataloaders/basic.py``). Options and splits: see `Cifar`.
     """
-
-    __doc__ = f"{__doc__}\n{_Cifar.__doc__}"
 
     name = "lra/scifar"
     channels = 3
@@ -142,7 +138,7 @@ def _files(folder: Path) -> Iterator[Any]:
     try:
         with tarfile.open(folder / ARCHIVE) as archive:
             yield lambda name: archive.extractfile(f"{FOLDER}/{name}")
-    except (tarfile.TarError, EOFError, KeyError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, KeyError) as error:
         raise ValueError(f"{folder / ARCHIVE} is damaged ({error}); {_FETCH}") from error
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from longconv.tasks.lra.classification import SPLITS, permutation
 from longconv.tasks.lra.images import Images, pixel_batches
-from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub
+from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub_images
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -69,8 +69,7 @@ class SMNIST(Images):
     def _batches(self, split: str) -> Iterator[Any]:
         part: Literal["train", "test"] = "test" if split == "test" else "train"
         if self.data_dir is None:
-            rows = hub(_HUB, part, self.name, _FETCH)
-            images, labels = np.stack([np.asarray(row["image"]) for row in rows]), np.array(rows["label"])
+            images, labels = hub_images(_HUB, part, "image", self.name, _FETCH)
         else:
             images, labels = (read_idx(file) for file in self._files()[part])
         if images.shape != (len(labels), 28, 28):

@@ -78,9 +78,8 @@ class Pathfinder(Images):
     @property
     def source(self) -> str:
         """The difficulty, and the seed or the folder."""
-        return f"{self.difficulty}, " + (
-            f"seed {self.seed}, generated" if self.data_dir is None else str(self.data_dir)
-        )
+        origin = f"seed {self.seed}, generated" if self.data_dir is None else str(self.data_dir)
+        return f"{self.difficulty}, {origin}"
 
     @property
     def _at_once(self) -> int:
@@ -225,8 +224,8 @@ def find_images(data_dir: StrPath, size: int, folder: str) -> Path:
     inner = found.parent / "lra_release" / found.name
     if inner.is_dir():
         warnings.warn(
-            f"{found} is the outer of the archive's two folders of that name, and a model trained on one of them stays at "
-            f"chance (issue 38 of google-research/long-range-arena); S4's instructions take the inner one, {inner}",
+            f"{found} is the outer of the two folders of that name, and a model trained on one of them stays "
+            f"at chance (issue 38 of google-research/long-range-arena); S4's instructions take the inner one, {inner}",
             stacklevel=2,
         )
     return found

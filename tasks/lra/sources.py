@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from longconv.tasks.extras import require
 
 StrPath = str | os.PathLike[str]
@@ -63,3 +66,10 @@ def hub(repository: str, split: str, task: str, fetch: str) -> Any:
             f"{task} needs its data: no data_dir was given, and {repository} could not be had from the Hugging Face "
             f"Hub ({reason}); {fetch}"
         ) from error
+
+
+def hub_images(repository: str, split: str, column: str, task: str, fetch: str) -> tuple[NDArray[np.uint8], NDArray]:
+    """Images (N, height, width[, 3]) and labels (N,) of a split on the Hub. Raises what `hub` raises."""
+    require("PIL.Image", extra="lra")  # datasets decodes with it, and would name no extra
+    rows = [(np.asarray(row[column]), row["label"]) for row in hub(repository, split, task, fetch)]
+    return np.stack([image for image, _ in rows]), np.array([label for _, label in rows])

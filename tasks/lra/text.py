@@ -38,14 +38,16 @@ class Text(Tokens):
     """Text: 50,000 film reviews of IMDB, half of them for training; label 1 for a good one.
 
     data_dir: the folder ``aclImdb``, or the one it lies in; default the Hub's ``stanfordnlp/imdb``.
-    level: ``"byte"``: 256 bytes, padding 0, ``<unk>`` (never used) 1 and end-of-text 2: 259 ids, as the benchmark defines
-        the task, but for the numbers. ``"char"``: what S4's code and those that follow it do: characters that are
-        in the training texts 15 times or more, from the most frequent one on, about 135 ids; others are 1.
+    level: ``"byte"``: padding 0, ``<unk>`` (never used) 1, end-of-text 2 and 256 bytes, 259 ids: the benchmark's task.
+        ``"char"``: what S4's code and those that follow it do: characters that are in the training texts 15 times or
+        more, from the most frequent one on, about 135 ids; others are 1.
     validation: share of the training texts that is held out. 0, as in the Long Range Arena and in S4's code: the test
         texts are the validation split too, so that a model chosen by it is chosen by its test accuracy.
     Other options: see `Classification`.
 
-    A text is cut to 4,095 bytes or characters, and the end-of-text token follows. Rows have ``input_ids`` and ``label``.
+    A text is cut to 4,095 bytes or characters, and the end-of-text token follows. Rows have ``input_ids`` and
+    ``label``.
+
     Raises ValueError for wrong options, and FileNotFoundError, when rows are asked for, if there are no data.
     """
 
@@ -105,11 +107,10 @@ class Text(Tokens):
         """See `Classification`."""
         files = {}
         for split in SPLITS if self.validation else ("train", "test"):
-            key = [
-                self.level,
-                self._key("test" if split == "test" else "train"),
-                self.validation if split != "test" else 0,
-            ]
+            held_out = self.validation if split != "test" else 0
+            # Characters have the numbers that the training texts give them.
+            texts = {"test" if split == "test" else "train", *(["train"] if self.level == "char" else [])}
+            key = [self.level, held_out, *(self._key(part) for part in sorted(texts))]
             files[split] = [self._stored(f"text-{split}", key, lambda split=split: self._batches(split), verify)]
         return {split: files.get(split, files["test"]) for split in SPLITS}
 
