@@ -7,6 +7,9 @@ dilated.py   dilated convolution and multiresolution trees: F.conv1d
 tcnca.py     TCNCA's stack of dilated convolutions: MEGA's moving average by FFT
 decode.py    a token of distilled Hyena: Hyena with its history, attention, GPT-2 (decode_contestants.py); their states
              without a prefill (decode_states.py), gate, memory, time (decode_measure.py), table (decode_report.py)
+lra.py       training steps of every layer, and what tasks load (lra_data.py), of the same models (lra_models.py);
+             tables and plot: lra_report.py
+lra_baselines.py   what linear classifiers reach on tasks (../lra_baselines.py)
 stages.py    where its time goes on a CPU, against the floor of its transforms
 distill.py   methods of distillation, at equal order: the published one
 quality.py   what distillation costs language models (quality_models.py), on text; tables and plot: quality_report.py
@@ -18,7 +21,7 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import decode, dilated, distill, fftconv, quality, stages, tcnca
+from . import decode, dilated, distill, fftconv, lra, lra_baselines, quality, stages, tcnca
 
 #: The functions behind `longconv bench NAME`.
 BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
@@ -28,6 +31,8 @@ BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
     "distill": distill.run,
     "quality": quality.run,
     "decode": decode.run,
+    "lra": lra.run,
+    "lra-baselines": lra_baselines.run,
     "stages": stages.run,
 }
 
