@@ -63,6 +63,11 @@ class LongConvPreTrainedModel(PreTrainedModel):
         """How many of these are later than the hidden state's own: 0 if causal, None if unbounded."""
         return stack_lookahead(block.mixer for block in self.base_model.layers)  # type: ignore[union-attr]
 
+    def _initialize_weights(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        # transformers takes a module without tensors of its own for a loaded one, if the class is not its own: a mixer
+        # that initialises its parts would be left out. `_init_weights` keeps what was loaded.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Children come before their parents, so a mixer whose paper initialises the linear maps has the last word on
