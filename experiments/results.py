@@ -1,0 +1,215 @@
+"""The table of results that fills itself: one row of a CSV file for each run of `longconv train`.
+
+Where it is, for rows that are appended: in the folder that the environment variable LONGCONV_RESULTS names; else, in a
+checkout of the sources, experiments/results/; else, where longconv is installed from a wheel, runs/ in the current
+folder. Runs of `--smoke` go to a table of their own, in the folder above their output. `longconv report` reads the
+table that came with the package, and yours.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from longconv.training import ClassifyConfig, TrainResult
+
+from . import recipes
+
+#: What comes with the package, or is appended to in a checkout.
+SHIPPED = Path(__file__).resolve().parent / "results" / "lra.csv"
+
+# What does not decide what is learnt: where things are, how much is told, and the seed, which has a column of its own.
+_FREE = {"output", "resume", "seed", "quiet", "data_dir", "cache_dir", "workers", "log_every", "save_every"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run; the fields are the columns.
+
+    Attributes:
+        date: when it ended, UTC, ISO 8601 to the minute.
+        task: its name, such as lra/listops.
+        layer: the pattern of mixers.
+        recipe: its name; empty for a run without.
+        recipe_hash: of all options that decide what is learnt, but the seed: equal for runs that differ in it alone.
+        changes: options that are not the recipe's, as JSON.
+        seed: of the weights and of the order of the data.
+        steps: updates that were made.
+        planned_steps: updates that there were to be; None where only the clock was to end the run.
+        sequences: how many were trained on.
+        complete: whether the plan was carried out.
+        smoke: whether it only tried out that everything works.
+        validation_accuracy: the best, in percent; None before the first evaluation.
+        test_accuracy: of the same weights, in percent; None if the run was interrupted.
+        best_step: after which these weights were reached.
+        parameters: trained numbers of the model.
+        seconds: of training.
+        device: where it was trained.
+        torch, python, longconv: versions.
+    """
+
+    date: str
+    task: str
+    layer: str
+    recipe: str
+    recipe_hash: str
+    changes: str
+    seed: int
+    steps: int
+    planned_steps: int | None
+    sequences: int
+    complete: bool
+    smoke: bool
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    best_step: int
+    parameters: int
+    seconds: float
+    device: str
+    torch: str
+    python: str
+    longconv: str
+
+    @property
+    def changed_options(self) -> set[str]:
+        """Names of the options that are not the recipe's."""
+        return set(json.loads(self.changes))
+
+
+def recipe_hash(config: ClassifyConfig) -> str:
+    """Eight hexadecimal digits, equal for configurations that learn the same but for their seeds.
+
+    They are of all options but the seed, folders, what is logged and saved, and processes that load data.
+    """
+    return hashlib.sha256(json.dumps(_deciding(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def append(
+    recipe: str, config: ClassifyConfig, result: TrainResult, *, smoke: bool = False, path: Path | None = None
+) -> Path:
+    """Append the row of a run, and return the file.
+
+    Rows are whole whoever else appends at the same time.
+
+    Args:
+        recipe: name of the recipe; empty for none.
+        config: what was run.
+        result: the `TrainResult` of it.
+        smoke: it was `recipes.smoke` of the recipe.
+        path: the file; see the module for the default.
+
+    Raises:
+        ValueError: the file has other columns. It is left as it was.
+    """
+    row = make_row(recipe, config, result, smoke=smoke)
+    path = path or (Path(config.output).parent / "lra.csv" if smoke else default_path())
+    append_row(path, row)
+    return path
+
+
+def make_row(recipe: str, config: ClassifyConfig, result: TrainResult, *, smoke: bool = False) -> Row:
+    """The row of a run; arguments as in `append`."""
+    options, asked = _deciding(config), _deciding(recipes.get(recipe)) if recipe else {}
+    return Row(
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        task=config.task,
+        layer=config.mixers,
+        recipe=recipe,
+        recipe_hash=recipe_hash(config),
+        changes=json.dumps({name: value for name, value in options.items() if value != asked.get(name, ...)}),
+        seed=config.seed,
+        steps=result.steps,
+        planned_steps=result.planned_steps,
+        sequences=result.sequences,
+        complete=result.complete,
+        smoke=smoke,
+        validation_accuracy=_percent(result.metrics.get("accuracy")),
+        test_accuracy=_percent(result.metrics.get("test_accuracy")),
+        best_step=result.best_step,
+        parameters=result.parameters,
+        seconds=round(result.seconds, 1),
+        device=result.device,
+        **{name: result.versions[name] for name in ("torch", "python", "longconv")},
+    )
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append one row to a CSV file; see `append`. A new file, and folders on the way, are made with a header line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [field.name for field in fields(Row)]
+    if not path.exists():
+        # A file that appears with its header, or that somebody else has made.
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(_line(columns))
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    with path.open(newline="") as file:
+        header = next(csv.reader(file), [])
+    if header != columns:
+        raise ValueError(f"{path} has columns {', '.join(header)}; these rows have {', '.join(columns)}")
+    table = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(table, _line(list(dataclasses.asdict(row).values())).encode())  # one write, so one piece
+    finally:
+        os.close(table)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a table, in the order of their runs; none if there is no such file.
+
+    Raises:
+        ValueError: a column is missing, or a value is not of its kind.
+    """
+    if not path.exists():
+        return []
+    kinds, rows = get_type_hints(Row), []
+    with path.open(newline="") as file:
+        for number, line in enumerate(csv.DictReader(file), start=2):
+            try:
+                rows.append(Row(**{name: _value(line[name], kind) for name, kind in kinds.items()}))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}, line {number} is not a row of results: {error!r}") from error
+    return rows
+
+
+def default_path() -> Path:
+    """Where rows are appended; see the module."""
+    folder = os.environ.get("LONGCONV_RESULTS")
+    if folder:
+        return Path(folder) / "lra.csv"
+    is_checkout = (SHIPPED.parents[2] / "pyproject.toml").is_file()
+    return SHIPPED if is_checkout else Path("runs") / "lra.csv"
+
+
+def _deciding(config: ClassifyConfig) -> dict[str, Any]:
+    """The options that decide what is learnt, as JSON has them: lists for tuples, so that equal options are equal."""
+    options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return {name: value for name, value in options.items() if name not in _FREE}
+
+
+def _line(cells: list[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _value(text: str, kind: Any) -> Any:
+    if type(None) in get_args(kind):
+        return get_args(kind)[0](text) if text else None
+    if kind is bool:
+        return {"True": True, "False": False}[text]
+    return kind(text)
+
+
+def _percent(accuracy: float | None) -> float | None:
+    return None if accuracy is None else round(100 * accuracy, 2)
