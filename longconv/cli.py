@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "continue a prompt",
     "info": "describe a model, or this installation",
     "bench": "time operators, generation and distillation against their baselines",
+    "report": "what was reached on a benchmark, beside what is published",
 }
 
 EXAMPLES = """examples:
@@ -36,7 +37,8 @@ EXAMPLES = """examples:
   longconv evaluate runs/hyena/distilled --split test
   longconv data prepare lra/listops
   longconv data prepare lra/text --data-dir aclImdb
-  longconv bench fftconv"""
+  longconv bench fftconv
+  longconv report lra"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,6 +86,10 @@ def _run(name: str, argv: list[str]) -> int:
         from longconv.experiments import demo
 
         commands["demo"] = demo.run
+    elif name == "report":
+        from longconv.experiments import lra_report
+
+        commands["report"] = lra_report.run
     elif name == "train":
         return train(argv)
     elif name == "bench":
@@ -114,33 +120,51 @@ def train(argv: list[str]) -> int:
 
     from longconv.training import TrainConfig
 
-    if not argv or argv[0].startswith("-"):
-        config = tyro.cli(TrainConfig, prog="longconv train", description=TRAIN, args=argv)
-        _say_what_came_out(config, _trained(config))
-        return 0
-    from longconv.experiments import recipes, results
-    from longconv.training import Interrupted
+    if argv and not argv[0].startswith("-"):
+        return _train_by_name(argv[0], argv[1:])
+    config = tyro.cli(TrainConfig, prog="longconv train", description=TRAIN, args=argv)
+    _train(config)
+    return 0
 
-    name, options = argv[0], argv[1:]
-    if name in tasks_without_recipe():
-        recipe, base = "", _for_task(name)
-    elif name not in recipes.names(name) and recipes.names(name):
-        print("\n".join(f"{found:<34}  {recipes.source(found)}" for found in recipes.names(name)))
+
+def _train_by_name(name: str, argv: list[str]) -> int:
+    import tyro
+
+    from longconv.experiments import recipes, results
+    from longconv.training import ClassifyConfig, Interrupted
+
+    inside = recipes.names(name)
+    if inside and name not in inside:
+        width = max(map(len, inside))
+        print("\n".join(f"{found:<{width}}  {recipes.source(found)}" for found in inside))
         return 0
+    if "/" in name:
+        recipe, base = "", ClassifyConfig(output=Path("runs", name.replace("/", ".")), task=name)
     else:
         recipe, base = name, recipes.get(name)
-    if smoke := "--smoke" in options:
-        options = [option for option in options if option != "--smoke"]
+    smoke = "--smoke" in argv
+    if smoke:
         base = recipes.smoke(base)
-    config = tyro.cli(type(base), default=base, prog=f"longconv train {name}", args=options)
+    options = [option for option in argv if option != "--smoke"]
+    config = tyro.cli(ClassifyConfig, default=base, prog=f"longconv train {name}", args=options)
     try:
-        result = _trained(config)
+        result = _train(config)
     except Interrupted as interruption:
         print(f"row: {results.append(recipe, config, interruption.result, smoke=smoke)}", file=sys.stderr)
         raise
-    _say_what_came_out(config, result)
     print(f"row: {results.append(recipe, config, result, smoke=smoke)}")
     return 0
+
+
+def _train(config: Any) -> Any:
+    """Train, and say what came out."""
+    from longconv import training
+
+    result = training.train(config)
+    print(result.task.describe())
+    print(f"{result.parameters:,} parameters, {config.summary(result.metrics)}")
+    print(f"model: {Path(config.output) / 'model'}    log: {Path(config.output) / 'log.jsonl'}")
+    return result
 
 
 def data(
@@ -207,14 +231,16 @@ def evaluate(
     max_batches: int | None = None,
     json_output: bool = False,
 ) -> None:
-    """Measure bits per byte and perplexity of a model on text that it was not trained on.
+    """Measure a model on what it was not trained on: a language model by its bits per byte and perplexity on text, a
+    classifier by its accuracy on its task.
 
     Args:
         model: folder of a trained or distilled model.
-        data: text file or folder; default the source of Python's own standard library.
+        data: text file or folder; default the source of Python's own standard library. Of a classifier, the folder of
+            its task's files; default where they were in training.
         split: which part of the corpus (the same files as in training, given the same data).
-        length: tokens in a sequence; default what the model was trained for, at most its longest.
-        max_bytes: use at most so many bytes of the corpus.
+        length: tokens in a sequence of text; default what the model was trained for, at most its longest.
+        max_bytes: use at most so many bytes of the corpus of text.
         batch_size: sequences at a time.
         max_batches: stop after so many.
         json_output: print one JSON object instead of a line of text.
@@ -222,7 +248,17 @@ def evaluate(
     from longconv import tasks
     from longconv.models import load_model
     from longconv.tasks.lm import load_tokenizer
+    from longconv.training import TaskCard, evaluate_classifier
 
+    if (model / TaskCard.FILE).exists():
+        if length is not None or max_bytes is not None:
+            raise ValueError(
+                "length and max_bytes are for language models: a classifier's task has sequences of its own"
+            )
+        metrics = evaluate_classifier(model, split, data_dir=data, batch_size=batch_size, max_batches=max_batches)
+        said = f"{split}: accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f} nats"
+        print(json.dumps(metrics) if json_output else said)
+        return
     loaded = load_model(model)
     limit = loaded.config.max_position_embeddings
     if length is not None and length > limit:
@@ -463,7 +499,8 @@ def info(model: Path | None = None, /, *, layers: bool = False) -> None:
     limit = f"up to {config.max_position_embeddings:,} tokens"
     if loaded.receptive_field is not None:
         limit += f", a receptive field of {loaded.receptive_field:,}"
-    print(f"vocabulary {config.vocab_size:,}, {config.hidden_size} channels, {limit}")
+    inputs = f"inputs of size {config.input_size}" if config.input_size else f"vocabulary {config.vocab_size:,}"
+    print(f"{inputs}, {config.hidden_size} channels, {limit}")
     for index, block in enumerate(loaded.base_model.layers):
         parts = [block.mixer, *block.mixer.long_filters]
         print(f"layer {index}: " + ", ".join(f"{type(part).__name__}({part.extra_repr()})" for part in parts))

@@ -73,6 +73,8 @@ class ClassifyConfig(RunConfig):
     def check(self) -> None:
         """See `RunConfig.check`."""
         super().check()
+        if self.task not in tasks.available():
+            tasks.get(self.task)  # says what there is
         if self.steps < 0 or (self.steps == 0 and self.epochs is None and self.minutes is None):
             raise ValueError(f"steps must be at least 1, or 0 together with epochs or minutes; got {self.steps}")
         if self.epochs is not None and not self.epochs > 0:
@@ -173,12 +175,12 @@ class ClassifyJob(Job[ClassifyConfig]):
         config, task = self.config, self.task
         set_seed(config.seed)
         if task.vocab_size is None:
-            inputs = {"input_size": task.input_size}
+            described: dict[str, Any] = {"input_size": task.input_size}
         else:
-            inputs = {"vocab_size": task.vocab_size, "pad_token_id": task.pad_id}
+            described = {"vocab_size": task.vocab_size, "pad_token_id": task.pad_id}
+        described |= {"num_labels": task.n_classes, "max_position_embeddings": task.length}
         model_config = LongConvConfig(
-            num_labels=task.n_classes,
-            max_position_embeddings=task.length,
+            **described,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers,
             mixers=config.mixers,
@@ -192,7 +194,6 @@ class ClassifyJob(Job[ClassifyConfig]):
             tie_dropout=config.tie_dropout,
             initializer_range=config.initializer_range,
             classifier_pooling=config.pooling,
-            **inputs,
         )
         kind = LongConvForSequencePairClassification if task.is_pair else LongConvForSequenceClassification
         return kind(model_config)

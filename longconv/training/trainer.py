@@ -116,6 +116,8 @@ class LongConvTrainer(Trainer):
             self.clock.earlier = snapshot["seconds"]
             if self.clock.progress(state.global_step, self.steps) >= 1:
                 self._load_from_checkpoint(resume_from_checkpoint)
+                self.create_optimizer_and_scheduler(state.global_step)
+                self._load_optimizer_and_scheduler(resume_from_checkpoint)  # whole, or it is damaged
                 self.state, self._globalstep_last_logged = state, state.global_step
                 self._tr_loss = torch.zeros((), device=self.args.device)
                 self.restore(snapshot)
