@@ -156,8 +156,8 @@ class LongConvForSequencePairClassification(LongConvPreTrainedModel):
         """
         given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "input_values": input_values}
         singles = {name: _as_singles(name, x, 2 if name == "input_ids" else 3) for name, x in given.items()}
-        attention_mask = _as_singles("attention_mask", attention_mask, 2)
         _check_rows(attention_mask)
+        attention_mask = _as_singles("attention_mask", attention_mask, 2)
         out = self.model(attention_mask=attention_mask, output_hidden_states=output_hidden_states, **singles)
         mask = None if attention_mask is None else attention_mask.bool()
         a, b = self.pooling(out.last_hidden_state, mask).unflatten(0, (-1, 2)).unbind(1)
@@ -180,9 +180,11 @@ def _as_singles(name: str, x: Tensor | None, dims: int) -> Tensor | None:
 
 
 def _check_rows(mask: Tensor | None) -> None:
-    """Raise ValueError for rows of which nothing could be pooled."""
+    """Raise ValueError if nothing could be pooled of a sequence; mask (B, L) or (B, 2, L)."""
     if mask is None or torch.compiler.is_compiling():  # a look at values would break the graph
         return
-    empty = (mask == 0).flatten(1).all(1)
+    empty = (mask == 0).all(-1)
     if empty.any():
-        raise ValueError(f"attention_mask has no real position in row {empty.nonzero()[0].item()}")
+        row, *sequence = empty.nonzero()[0].tolist()
+        which = f"row {row}" + "".join(f", sequence {i}" for i in sequence)
+        raise ValueError(f"attention_mask has no real position in {which}")
