@@ -2,7 +2,8 @@
 
 classification.py   what every task is: splits on disk, loss, accuracy; tokens.py and images.py: of both kinds, with
                     their batches; sources.py: where published files are found; loading.py: how fast rows come
-listops_task.py, pathfinder_task.py, text.py, retrieval.py, cifar.py, mnist.py, digits.py: the tasks
+listops_task.py, pathfinder_task.py (and pathfinder_files.py), text.py, retrieval.py, cifar.py, mnist.py, digits.py:
+                    the tasks
 listops.py          expressions and their values        pathfinder.py   images and labels; settings.py: of which kind
 random.py           numbers that depend on the seed     plans.py        where paddles go, many images at once
 blocks.py           work on any number of cores         paddles.py      what depends on their angles, in tables

@@ -5,6 +5,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,8 +62,7 @@ class Cifar(Images):
             key = ["folder", fingerprint(folder, [folder / name for name in names])]
         name = self.name.removeprefix("lra/")
         return {
-            split: [self._stored(f"{name}-{split}", key, lambda split=split: self._batches(split), verify)]
-            for split in SPLITS
+            split: [self._stored(f"{name}-{split}", key, partial(self._batches, split), verify)] for split in SPLITS
         }
 
     def _batches(self, split: str) -> Iterator[Any]:

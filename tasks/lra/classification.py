@@ -153,3 +153,11 @@ def permutation(n: int, seed: int = 42) -> NDArray[np.int64]:
     Its first rows are the training split's.
     """
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def check_sizes(sizes: Sequence[int] | None, default: Sequence[int]) -> dict[str, int]:
+    """Rows of each split. Raises ValueError unless `sizes` are three numbers, 1 or more."""
+    chosen = tuple(default if sizes is None else sizes)
+    if len(chosen) != 3 or min(chosen) < 1:
+        raise ValueError(f"sizes must be three numbers of rows, 1 or more, for {', '.join(SPLITS)}; got {sizes}")
+    return dict(zip(SPLITS, chosen, strict=True))

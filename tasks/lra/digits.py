@@ -1,6 +1,7 @@
 """scikit-learn's digits pixel by pixel: real images that need no network."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,7 @@ class Digits(Images):
     def prepare(self, *, verify: bool = False) -> dict[str, list[Path]]:
         """See `Classification`."""
         return {
-            split: [
-                self._stored(
-                    f"digits-{split}", [self.scale, self.seed], lambda split=split: self._batches(split), verify
-                )
-            ]
+            split: [self._stored(f"digits-{split}", [self.scale, self.seed], partial(self._batches, split), verify)]
             for split in SPLITS
         }
 

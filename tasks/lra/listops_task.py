@@ -11,7 +11,7 @@ import numpy as np
 
 from longconv.tasks import cache
 from longconv.tasks.lra import listops
-from longconv.tasks.lra.classification import FORMAT, SPLITS, write_rows
+from longconv.tasks.lra.classification import FORMAT, SPLITS, check_sizes, write_rows
 from longconv.tasks.lra.random import Stream
 from longconv.tasks.lra.sources import RELEASE_URL, StrPath, find, fingerprint
 from longconv.tasks.lra.tokens import Tokens, token_batches
@@ -21,14 +21,6 @@ _FETCH = (
     f"fetch {RELEASE_URL}, unpack it, and give the folder it is unpacked in, or its listops-1000, as data_dir; "
     "without data_dir the data are generated here"
 )
-
-
-def check_sizes(sizes: Sequence[int] | None, default: Sequence[int]) -> dict[str, int]:
-    """Rows of each split. Raises ValueError unless `sizes` are three numbers, 1 or more."""
-    chosen = tuple(default if sizes is None else sizes)
-    if len(chosen) != 3 or min(chosen) < 1:
-        raise ValueError(f"sizes must be three numbers of rows, 1 or more, for {', '.join(SPLITS)}; got {sizes}")
-    return dict(zip(SPLITS, chosen, strict=True))
 
 
 class ListOps(Tokens):
@@ -63,8 +55,7 @@ class ListOps(Tokens):
         self.sizes = check_sizes(sizes, self.default_sizes)
         Stream(seed)  # raises for a seed that is none
         self.seed = seed
-        self.config = listops.ListOpsConfig(**config) if isinstance(config, Mapping) else config
-        self.config = self.config or listops.ListOpsConfig()
+        self.config = config if isinstance(config, listops.ListOpsConfig) else listops.ListOpsConfig(**(config or {}))
         self.data_dir = None if data_dir is None else Path(data_dir)
         if data_dir is not None and sizes is not None:
             raise ValueError(f"sizes are those of generated data; data_dir {data_dir} has its own")

@@ -4,6 +4,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,10 +62,7 @@ class SMNIST(Images):
         if self.data_dir is not None:
             files = [file for part in self._files().values() for file in part]
             key = ["folder", fingerprint(files[0].parent, files)]
-        return {
-            split: [self._stored(f"mnist-{split}", key, lambda split=split: self._batches(split), verify)]
-            for split in SPLITS
-        }
+        return {split: [self._stored(f"mnist-{split}", key, partial(self._batches, split), verify)] for split in SPLITS}
 
     def _batches(self, split: str) -> Iterator[Any]:
         part: Literal["train", "test"] = "test" if split == "test" else "train"

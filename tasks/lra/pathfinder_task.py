@@ -1,6 +1,5 @@
 """Pathfinder as a task, in five sizes: generated, or read from the released images."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,19 +8,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from longconv.tasks.extras import require
 from longconv.tasks.lra import pathfinder
 from longconv.tasks.lra.blocks import cores
-from longconv.tasks.lra.classification import SPLITS, permutation
+from longconv.tasks.lra.classification import SPLITS, check_sizes, permutation
 from longconv.tasks.lra.images import Images, pixel_batch, pixel_batches
-from longconv.tasks.lra.listops_task import check_sizes
+from longconv.tasks.lra.pathfinder_files import FOLDERS, find_images, list_images, read_png
 from longconv.tasks.lra.random import Stream, child_seed
 from longconv.tasks.lra.settings import pathfinder_config
-from longconv.tasks.lra.sources import RELEASE_URL, StrPath, find
+from longconv.tasks.lra.sources import StrPath
 
-FOLDERS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
 # In the released archive this file has no bytes. S4's code leaves it out before it deals the rows, and so does this.
 _KNOWN_EMPTY = {32: "curv_baseline/imgs/0/sample_172.png"}
 _DECODED_AT_ONCE = 256
@@ -146,7 +142,7 @@ class Pathfinder(Images):
             with ThreadPoolExecutor(self.workers or cores()) as pool:
                 for first in range(0, len(images), _DECODED_AT_ONCE):
                     some = images[first : first + _DECODED_AT_ONCE]
-                    decoded = list(pool.map(lambda image: _read_png(root / image[0], self.size), some))
+                    decoded = list(pool.map(lambda image: read_png(root / image[0], self.size), some))
                     whole = [i for i, pixels in enumerate(decoded) if not isinstance(pixels, str)]
                     broken += [
                         f"{some[i][0]} ({pixels})" for i, pixels in enumerate(decoded) if isinstance(pixels, str)
@@ -199,71 +195,3 @@ class Path512(Pathfinder):
 
     name = "lra/path512"
     size = 512
-
-
-def find_images(data_dir: StrPath, size: int, folder: str) -> Path:
-    """The folder ``pathfinder<size>`` that has `folder` with images.
-
-    The released archive has two folders ``pathfinder128``, and a model trained on one of them stays at chance
-    (google-research/long-range-arena, issue 38). The inner one is found first, which is the one that S4's instructions
-    take; if `data_dir` leads to the outer one, there is a warning.
-
-    Raises FileNotFoundError that says what to fetch.
-    """
-    fetch = (
-        f"fetch {RELEASE_URL}, unpack it, and give the folder it is unpacked in, or its pathfinder{size}, as data_dir; "
-        "without data_dir the data are generated here"
-    )
-    if size == 512:
-        raise FileNotFoundError(
-            "no images of 512 pixels were released: leave out data_dir, and they are generated here"
-        )
-    names = (f"pathfinder{size}", f"pathfinder/pathfinder{size}")
-    needed = [f"{folder}/metadata", f"{folder}/imgs"]
-    found = find(data_dir, names, needed, fetch).resolve()
-    inner = found.parent / "lra_release" / found.name
-    if inner.is_dir():
-        warnings.warn(
-            f"{found} is the outer of the two folders of that name, and a model trained on one of them stays "
-            f"at chance (issue 38 of google-research/long-range-arena); S4's instructions take the inner one, {inner}",
-            stacklevel=2,
-        )
-    return found
-
-
-def list_images(root: Path, folder: str) -> tuple[list[tuple[str, int]], str]:
-    """(path below `root`, label) of every image, in the order of the metadata, and a hash of these.
-
-    ``metadata/<number>.npy`` are, in spite of their name, text: ``imgs/0 sample_0.png 0 1 …``, the fourth word is the
-    label. They are taken in the order of their numbers.
-
-    Raises ValueError for a line that is not like that, with its file and number; FileNotFoundError if there is none.
-    """
-    files = sorted((root / folder / "metadata").glob("*.npy"), key=lambda file: (len(file.stem), file.stem))
-    if not files:
-        raise FileNotFoundError(f"no metadata in {root / folder / 'metadata'}: expected 0.npy, 1.npy, …")
-    images, digest = [], hashlib.sha256()
-    for file in files:
-        raw = file.read_bytes()
-        digest.update(raw)
-        for number, line in enumerate(raw.splitlines(), start=1):
-            words = line.split()
-            if len(words) < 4 or words[3] not in (b"0", b"1"):
-                raise ValueError(f"{file}, line {number}: expected folder, file, number, label; got {line[:80]!r}")
-            images.append((f"{folder}/{words[0].decode()}/{words[1].decode()}", int(words[3])))
-    return images, digest.hexdigest()
-
-
-def _read_png(file: Path, size: int) -> NDArray[np.uint8] | str:
-    """The grey image (size, size), or what is wrong with it."""
-    image_module = require("PIL.Image", extra="lra")
-    try:
-        if not file.stat().st_size:
-            return "empty"
-        with image_module.open(file) as image:
-            pixels = np.asarray(image.convert("L"))
-    except FileNotFoundError:
-        return "not there"
-    except (OSError, ValueError, SyntaxError) as error:
-        return f"damaged: {type(error).__name__}"
-    return pixels if pixels.shape == (size, size) else f"{pixels.shape[1]} x {pixels.shape[0]} pixels"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longconv.tasks.extras import require
-from longconv.tasks.lra import cifar, listops, listops_task, mnist, pathfinder, pathfinder_task, retrieval, text
+from longconv.tasks.lra import cifar, listops, listops_task, mnist, pathfinder, pathfinder_files, retrieval, text
 from longconv.tasks.lra.settings import pathfinder_config
 
 Rows = tuple[int, int, int]
@@ -74,7 +74,7 @@ def _pathfinder(size: int) -> Callable[[Path, Rows, np.random.RandomState], None
         image_module = require("PIL.Image", extra="lra")
         config = pathfinder_config(size, "hard")
         scenes = pathfinder.generate(sum(rows), int(random.randint(1 << 30)), config=config, workers=1)
-        folder = root / "lra_release" / "lra_release" / f"pathfinder{size}" / pathfinder_task.FOLDERS["hard"]
+        folder = root / "lra_release" / "lra_release" / f"pathfinder{size}" / pathfinder_files.FOLDERS["hard"]
         # Two folders of images, and a file of metadata for each, as there are 200 in the published data.
         for number, part in enumerate(np.array_split(np.arange(len(scenes)), 2)):
             images, metadata = folder / "imgs" / str(number), folder / "metadata" / f"{number}.npy"

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ class Text(Tokens):
             # Characters have the numbers that the training texts give them.
             texts = {"test" if split == "test" else "train", *(["train"] if self.level == "char" else [])}
             key = [self.level, held_out, *(self._key(part) for part in sorted(texts))]
-            files[split] = [self._stored(f"text-{split}", key, lambda split=split: self._batches(split), verify)]
+            files[split] = [self._stored(f"text-{split}", key, partial(self._batches, split), verify)]
         return {split: files.get(split, files["test"]) for split in SPLITS}
 
     def _batches(self, split: str) -> Iterator[Any]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -117,3 +118,51 @@ def test_a_copied_cache_is_whole(tmp_path):
     build = Builder()
     cache.fetch(shutil.copytree(folder, tmp_path / "copy"), build)
     assert build.runs == 0
+
+
+def _count_checksums(monkeypatch) -> list[str]:
+    read, checksum = [], cache._checksum
+    monkeypatch.setattr(cache, "_checksum", lambda file: read.append(file.name) or checksum(file))
+    return read
+
+
+def test_opening_reads_no_file(tmp_path, monkeypatch):
+    folder = cache.fetch(tmp_path / "result", Builder())
+    read = _count_checksums(monkeypatch)
+    cache.fetch(folder, Builder())
+    assert read == []
+    cache.fetch(folder, Builder(), verify=True)
+    assert read == ["a", "b"]
+
+
+def test_a_file_of_another_time_is_read_once(tmp_path, monkeypatch):
+    folder, build = cache.fetch(tmp_path / "result", Builder()), Builder()
+    os.utime(folder / "a", ns=(1, 1))
+    read = _count_checksums(monkeypatch)
+    for _ in range(2):
+        cache.fetch(folder, build)
+    assert (read, build.runs) == (["a"], 0)
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "manifest.json"]
+
+
+def test_a_manifest_without_times_is_whole(tmp_path, monkeypatch):
+    """As it was written before there were any."""
+    folder, build = cache.fetch(tmp_path / "result", Builder()), Builder()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({name: entry[:2] for name, entry in manifest.items()}))
+    read = _count_checksums(monkeypatch)
+    for _ in range(2):
+        cache.fetch(folder, build)
+    assert (read, build.runs) == (["a", "b"], 0)
+
+
+def test_damage_that_keeps_size_and_time_is_seen_by_verify(tmp_path):
+    folder, build = cache.fetch(tmp_path / "result", Builder()), Builder()
+    time = (folder / "a").stat().st_mtime_ns
+    _flip(folder)
+    os.utime(folder / "a", ns=(time, time))
+    cache.fetch(folder, build)
+    assert build.runs == 0
+    with pytest.warns(UserWarning, match="is damaged and is built again"):
+        cache.fetch(folder, build, verify=True)
+    assert (folder / "a").read_text() == "content"

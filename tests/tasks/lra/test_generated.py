@@ -1,8 +1,9 @@
+"""ListOps and Pathfinder, generated: splits are what the generators give, in the cache, whole or not at all."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from longconv import tasks
 from longconv.tasks.lra import ListOps, Pathfinder, listops, pathfinder
@@ -18,6 +19,10 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "cache"))
 
 
+def _images(splits) -> list[tuple[int, ...]]:
+    return [tuple(row["pixels"].tolist()) for split in splits.values() for row in split]
+
+
 def test_listops_splits_are_what_is_generated():
     task = tasks.get("lra/listops", config=SMALL, sizes=(1100, 20, 30), seed=4)
     assert isinstance(task, ListOps)
@@ -26,23 +31,17 @@ def test_listops_splits_are_what_is_generated():
     expected = listops.generate(1150, seed=4, config=SMALL)
     rows = [row for split in splits.values() for row in split]
     for i, row in enumerate(rows):
-        assert row["input_ids"] == [*expected[i][0].tolist(), listops.EOS]
+        assert row["input_ids"].tolist() == [*expected[i][0].tolist(), listops.EOS]
         assert row["label"] == expected[i][1]
         assert len(row["input_ids"]) <= task.length
     assert len({tuple(row["input_ids"]) for row in rows}) == 1150
+    assert task.lengths("train").tolist() == [len(row["input_ids"]) for row in splits["train"]]
 
 
-def test_listops_batches():
-    task = ListOps(config=SMALL, sizes=(20, 1, 1))
-    rows = list(task.splits()["train"])
-    batch = task.collate(rows[:5])
-    longest = max(len(row["input_ids"]) for row in rows[:5])
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (5, longest)
-    assert batch["labels"].tolist() == [row["label"] for row in rows[:5]]
-    for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=False):
-        n = len(row["input_ids"])
-        assert ids.tolist() == row["input_ids"] + [0] * (longest - n)
-        assert mask.tolist() == [1] * n + [0] * (longest - n)
+def test_a_config_can_be_a_mapping():
+    fields = {"max_depth": 5, "max_args": 5, "min_length": 10, "max_length": 80}
+    assert ListOps(config=fields).config == SMALL
+    assert ListOps(config=fields).length == 80
 
 
 @pytest.mark.parametrize(
@@ -62,17 +61,17 @@ def test_pathfinder_of_every_size(name, size):
     assert task.length == size**2
     row = task.splits()["validation"][0]
     expected = pathfinder.generate(1, child_seed(3, 1, 0), config=pathfinder_config(size, "easy"))
-    assert np.array_equal(np.array(row["pixels"]).reshape(size, size), expected.images[0])
+    assert np.array_equal(row["pixels"].reshape(size, size), expected.images[0])
     assert row["label"] == expected.labels[0]
     batch = task.collate([row, row])
-    assert batch["pixel_values"].shape == (2, size**2, 1)
-    assert batch["pixel_values"].min() == -1
-    assert batch["pixel_values"].max() == 1
+    assert batch["input_values"].shape == (2, size**2, 1)
+    assert batch["input_values"].min() == -1
+    assert batch["input_values"].max() == 1
 
 
 def test_pathfinder_goes_on_where_it_was_ended(tmp_path, monkeypatch):
     """Files that are whole are kept, and the rows are those of a run that was not ended."""
-    expected = [row for split in _task(tmp_path / "a").splits().values() for row in split]
+    expected = _images(_task(tmp_path / "a").splits())
     generate, calls = pathfinder.generate_parts, []
 
     def ended(n, seed, **options):
@@ -84,8 +83,7 @@ def test_pathfinder_goes_on_where_it_was_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(pathfinder, "generate_parts", ended)
     with pytest.raises(KeyboardInterrupt):
         _task(tmp_path / "b").splits()
-    rows = [row for split in _task(tmp_path / "b").splits().values() for row in split]
-    assert rows == expected
+    assert _images(_task(tmp_path / "b").splits()) == expected
     assert calls == [300, 40, 40, 50]  # the first file was there
 
 
@@ -95,33 +93,38 @@ def _task(folder: Path) -> Pathfinder:
 
 def test_a_damaged_file_is_generated_again():
     task = ListOps(config=SMALL, sizes=(20, 1, 1))
-    before = list(task.splits()["train"])
+    before = [row["input_ids"].tolist() for row in task.splits()["train"]]
     file = task.prepare()["train"][0]
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(UserWarning, match="damaged"):
-        assert list(task.splits()["train"]) == before
+        assert [row["input_ids"].tolist() for row in task.splits()["train"]] == before
 
 
 def test_splits_differ_and_depend_on_the_seed():
     first, second = (tasks.get("lra/pathfinder32", sizes=(4, 4, 4), seed=seed).splits() for seed in (0, 1))
-    images = [tuple(row["pixels"]) for splits in (first, second) for split in splits.values() for row in split]
-    assert len(set(images)) == 24
+    assert len(set(_images(first) + _images(second))) == 24
 
 
-def test_loss_and_metrics():
-    task = ListOps(config=SMALL)
-    logits = torch.eye(10)[[1, 2, 3]] * 20
-    assert task.loss(logits, torch.tensor([1, 2, 3])) < 1e-6
-    prediction = type("Prediction", (), {"predictions": logits.numpy(), "label_ids": np.array([1, 2, 4])})
-    assert task.compute_metrics(prediction) == {"accuracy": pytest.approx(2 / 3)}
-
-
-@pytest.mark.parametrize("options", [{"sizes": (1, 2)}, {"sizes": (1, 0, 1)}, {"seed": -1}])
-def test_bad_options(options):
+@pytest.mark.parametrize(
+    "options", [{"sizes": (1, 2)}, {"sizes": (1, 0, 1)}, {"seed": -1}, {"workers": 0}, {"pad_multiple": 0}]
+)
+@pytest.mark.parametrize("name", ["lra/listops", "lra/pathfinder32"])
+def test_bad_options(name, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        ListOps(**options)
+        tasks.get(name, **options)
+
+
+def test_bad_options_of_pathfinder():
     with pytest.raises(ValueError, match="difficulty"):
         tasks.get("lra/pathfinder32", difficulty="impossible")
+    with pytest.raises(ValueError, match='on_broken must be "error" or "skip", got'):
+        tasks.get("lra/pathfinder32", on_broken="ignore")
+
+
+@pytest.mark.parametrize("name", ["lra/listops", "lra/pathfinder32"])
+def test_sizes_of_files_are_not_chosen(name, tmp_path):
+    with pytest.raises(ValueError, match="sizes are those of generated data"):
+        tasks.get(name, data_dir=tmp_path, sizes=(1, 1, 1))
 
 
 def test_published_sizes():
