@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from longconv import models
 from longconv.tasks import available, get
+from longconv.tasks.lra import loading, standin
 
 #: Measured by default: the Long Range Arena.
 TASKS = ("lra/listops", "lra/text", "lra/retrieval", "lra/image", "lra/pathfinder32", "lra/pathx")
@@ -47,8 +48,6 @@ def open_tasks(
         cache_dir: where they are kept; default a temporary folder.
         quick: make few rows.
     """
-    from longconv.tasks.lra import standin
-
     rows = QUICK_ROWS if quick else ROWS
     for name in names:
         with tempfile.TemporaryDirectory(prefix="longconv-bench-") as temporary:
@@ -108,8 +107,6 @@ class Opened:
 
     def rate(self, batch: int, seconds: float) -> float:
         """Rows per second of the loader alone, in one process."""
-        from longconv.tasks.lra import loading
-
         return loading.rate(self.task, "train", batch, seconds)
 
     def train(

@@ -21,8 +21,9 @@ BASELINE = "attention"
 HEAD_DIM = 32
 #: Chunks of MEGA and TCNCA: those of MEGA-chunk on the Long Range Arena (Ma et al. 2022) but for Path-X.
 CHUNK = 128
-#: Taps, and ratio of the dilations, of the layers with dilated convolutions.
-TAPS = 8
+#: Ratio of the dilations of the layers with dilated convolutions, and TCNCA's taps; those of TCN. Both have as many
+#: convolutions as it takes to see a whole sequence.
+TAPS, TCN_TAPS = 8, 9
 #: As the vocabulary of ListOps, and its classes.
 VOCABULARY, CLASSES = 18, 10
 # The gate: two sequences of so many steps, at most.
@@ -30,10 +31,12 @@ GATE_LENGTH = 500
 
 
 def _tcn(width: int, length: int) -> dict[str, Any]:
-    # Depthwise, since blocks that mix channels have 16 D^2 parameters each. Two convolutions in a block see as far as
-    # one layer of TCNCA's and as far again.
-    blocks = stack_layers(-(-(length - 1) // 2) + 1, TAPS)
-    return {"depthwise": True, "kernel_size": TAPS, "dilation_growth": TAPS, "num_blocks": blocks, "dropout": 0.0}
+    # Depthwise, since blocks that mix channels have 18 D^2 parameters each. One tap more than the ratio of the
+    # dilations gives it a middle; a block of two convolutions at dilation d sees 2 (TCN_TAPS - 1) d other samples.
+    blocks = 1
+    while 1 + 2 * (TCN_TAPS - 1) * (TAPS**blocks - 1) // (TAPS - 1) < length:
+        blocks += 1
+    return {"depthwise": True, "kernel_size": TCN_TAPS, "dilation_growth": TAPS, "num_blocks": blocks, "dropout": 0.0}
 
 
 #: Mixer -> its options, of a width and a length. What is not said is the layer's default. A GLU in the mixer is what
@@ -92,8 +95,8 @@ def configuration(name: str, size: Size, length: int, mlp: int, **inputs: Any) -
 def build(name: str, size: Size, length: int, *, model_class: Any = None, **inputs: Any) -> Any:
     """A classifier with random weights (seed 0) for sequences of up to `length` steps.
 
-    The MLP is as wide as it takes to have the parameters of the model with attention, whose MLP has 2 D channels; at
-    least 1, so that a mixer which has more than that by itself makes a larger model.
+    The MLP is as wide as it takes to have the parameters of the model with attention, whose MLP has 2 D channels. Where
+    the mixers have more than that by themselves there is none, and the model is larger.
 
     Args:
         name: of `CONTESTANTS`.
@@ -110,7 +113,7 @@ def build(name: str, size: Size, length: int, *, model_class: Any = None, **inpu
 
     target = parameters(make(BASELINE, 2 * size.width))
     least, more = (parameters(make(name, mlp)) for mlp in (1, 2))
-    return make(name, max(1, 1 + round((target - least) / (more - least))))
+    return make(name, max(0, 1 + round((target - least) / (more - least))))
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -34,8 +34,8 @@ class StepRow:
         options: of the mixer, as JSON.
         direction: "two-sided" or "causal".
         blocks: of the model, with `width` channels.
-        mlp: channels of the MLPs, chosen so that all models have about as many
-        parameters: what the model learns.
+        mlp: channels of the MLPs, so that models have about the same number of parameters; 0 for none.
+        parameters: how many numbers the model learns.
         L: length of the sequences, of which there are `batch` in a step.
         status: "ok"; "wrong" for a model that differs from itself in float64, and "out of memory", have no numbers.
         repeats: timed rounds.
