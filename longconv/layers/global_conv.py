@@ -150,7 +150,8 @@ class GlobalConv(Mixer):
         if self.short_weight is not None:
             near, short = self._short(u, cu_seqlens, state, return_state)
             z = z + near
-        y = self._pointwise(z.mT)
+        # Copied before, not by, the output projection: elementwise gradients of mixed strides are slow on a CPU.
+        y = self._pointwise(z.mT.contiguous())
         if not return_state:
             return y
         assert long is not None

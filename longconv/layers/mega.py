@@ -130,12 +130,12 @@ class Mega(GatedAttention):
             y, state = long_conv(
                 filter, x.mT, self.omega, cu_seqlens=cu_seqlens, state=state, return_state=return_state
             )
-            return F.silu(y.mT), state
+            return F.silu(y.mT.contiguous()), state
         longest = x.shape[1] if cu_seqlens is None else max(packed_lengths(cu_seqlens, x.shape[1]))
         back, ahead = (taps(each, longest) for each in self.long_filters)
         reverse = F.pad(ahead, (0, 1))[:, 1:]  # never empty, for graphs of every length
         y = fft_conv(x.mT, back, skip=self.omega + ahead[:, 0], k_reverse=reverse, cu_seqlens=cu_seqlens)
-        return F.silu(y.mT), None
+        return F.silu(y.mT.contiguous()), None
 
     def _summary_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
         return init_long_state(self.long_filters[0], batch_size, dtype)

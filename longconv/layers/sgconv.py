@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import torch
+
+from longconv.filters import SGConvFilter
+
 from .base import LayerCard
 from .global_conv import GlobalConv
 
@@ -10,7 +14,8 @@ class SGConv(GlobalConv):
     """Structured global convolution (Li et al. 2022): multi-scale taps, GELU, dropout of channels, linear or GLU.
 
     As the authors' code has it: D ~ N(0, 1), the output projection with PyTorch's initialisation and no weight decay of
-    its bias, dropout tied over time.
+    its bias, dropout tied over time. With `kernel_init="cos"` the kernels of both directions begin as the same one. (A
+    `"learnable"` decay is one for both directions in their code, and one for each here; no published recipe has it.)
 
     Args:
         channels: D.
@@ -54,8 +59,13 @@ class SGConv(GlobalConv):
             output=output,
         )
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
         """See `GlobalConv.reset_parameters`."""
         super().reset_parameters()
+        behind, *ahead = self.long_filters
+        for filter in ahead:
+            if isinstance(behind, SGConvFilter) and isinstance(filter, SGConvFilter) and behind.kernel_init == "cos":
+                filter.kernels.copy_(behind.kernels)
         if self.out_proj is not None:
             self.out_proj.bias._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]

@@ -113,14 +113,15 @@ def _stream(name: str, length: int) -> Any:
 
 
 def _direction(name: str, layer: Mixer) -> str:
-    """Causal, two-sided, or either, or causal but for a lookahead; found out by building."""
+    """Causal, two-sided, or either, and whether there is a lookahead; found out by building."""
     options = inspect.signature(LAYERS[name]).parameters
     if not layer.causal:
         return "two-sided"
+    ahead = ", or looking ahead" if "lookahead" in options else ""
     for option, value in (("bidirectional", True), ("causal", False)):
         if option in options and not LAYERS[name](SIZE, LENGTH, **{option: value}).causal:
-            return "either"
-    return "causal, or looking ahead" if "lookahead" in options else "causal"
+            return f"either{ahead}"
+    return f"causal{ahead}"
 
 
 def _distillable(layer: Mixer) -> str:

@@ -122,7 +122,7 @@ class TCNCA(GatedAttention):
             a = a + F.silu(y)
             if keep is not None:  # the convolution has a bias, so padding does not stay zero by itself
                 a = a * keep
-        return F.silu(a.mT), DelayLines(windows, self.dilations) if return_state else None
+        return F.silu(a.mT.contiguous()), DelayLines(windows, self.dilations) if return_state else None
 
     def _summary_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
         reaches = [(self.kernel_size - 1) * d for d in self.dilations]

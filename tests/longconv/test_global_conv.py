@@ -237,6 +237,15 @@ def test_s4d_of_two_sides_has_one_system_and_two_readouts():
     assert len(list(other.long_filters[1].parameters())) > 1
 
 
+def test_cosines_of_sgconv_are_the_same_both_ways():
+    """In the authors' code they are drawn once and expanded over the directions; random ones are not."""
+    for kernel_init, same in (("cos", True), ("randn", False)):
+        layer = SGConv(D, 30, bidirectional=True, filter={"name": "sgconv", "kernel_init": kernel_init})
+        behind, ahead = layer.long_filters
+        assert torch.equal(behind.kernels, ahead.kernels) == same
+        assert behind.kernels is not ahead.kernels
+
+
 def test_marks_and_dropout_of_papers_layers():
     layer = SGConv(D, 30, dropout=0.5)
     assert layer.out_proj.bias._optim == {"weight_decay": 0.0}

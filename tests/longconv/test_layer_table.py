@@ -64,8 +64,9 @@ def test_sizes_of_states():
 
 def test_directions():
     rows = {line.split("`")[1]: line for line in table.markdown().splitlines() if line.startswith("| `")}
-    assert "| causal |" in rows["hyena"]
+    assert "| either |" in rows["hyena"]
     assert "| either |" in rows["sgconv"]
+    assert "| either, or looking ahead |" in rows["tcn"]
     assert "| two-sided |" in rows["hyena_nd"]
     assert rows["s4d"].endswith("| is a recurrence |")
     assert rows["hyena"].endswith("| yes |")
