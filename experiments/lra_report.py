@@ -17,14 +17,16 @@ from .recipes.recipe import planned_steps
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NAMES = TASKS | MORE_TASKS
-# Options that say how long to train, how often to look, and how to compute the same faster or in less memory.
-_HOW_LONG = {
-    *("steps", "epochs", "minutes", "evaluate_every", "evaluate_batches"),
+# Options that say how long to train and on which copy of the data, how often to look, and how to compute the same
+# faster or in less memory.
+_SAME_RECIPE = {
+    *("steps", "epochs", "minutes", "data_dir", "evaluate_every", "evaluate_batches"),
     *("compile", "gradient_checkpointing", "pad_multiple"),
 }
 LEGEND = """Test accuracy in percent, of the weights with the best validation accuracy; of several seeds the mean, and
 the best. *: trained on a part of the sequences that the recipe asks for, the share follows. †: with options that are
-not the recipe's. –: not reported; ✗: no better than chance."""
+not the recipe's. –: not reported; ✗: no better than chance. Published results are on the released files; ours on
+ListOps and Pathfinder are on data generated here, unless data_dir is among a run's changes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Score:
     Attributes:
         rows: the runs, one or more, each with a test accuracy.
         share: of the sequences that the recipe asks for, how many the shortest of them was trained on; at most 1.
-        changed: whether options were not the recipe's, those apart that say how long to train.
+        changed: see `is_changed`.
     """
 
     rows: tuple[results.Row, ...]
@@ -132,8 +134,8 @@ def share(row: results.Row) -> float:
 
 
 def is_changed(row: results.Row) -> bool:
-    """Whether a run of a recipe had options of its own, those apart that say how long to train."""
-    return bool(row.recipe) and bool(row.changed_options - _HOW_LONG)
+    """Whether a run of a recipe had options of its own, those apart that leave it the same recipe."""
+    return bool(row.recipe) and bool(row.changed_options - _SAME_RECIPE)
 
 
 def tables(rows: Sequence[results.Row]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -185,8 +187,8 @@ def _number(accuracy: float | None, reported: bool) -> str:
 
 
 _RUN_COLUMNS = (
-    *("date", "recipe", "changes", "seed", "steps", "of recipe", "validation", "test", "parameters"),
-    *("minutes", "device"),
+    *("date", "recipe", "seed", "steps", "share", "val.", "test", "params", "min.", "changes"),
+    "device",
 )
 
 
@@ -195,7 +197,6 @@ def _run_cells(row: results.Row) -> list[str]:
     return [
         row.date[:10],
         row.recipe or f"{row.task}, {row.layer}",
-        ", ".join(sorted(row.changed_options)) if row.recipe else "",
         str(row.seed),
         f"{row.steps:,}{planned}{'' if row.complete else ', interrupted'}",
         _percent(share(row)),
@@ -203,6 +204,7 @@ def _run_cells(row: results.Row) -> list[str]:
         _number(row.test_accuracy, row.test_accuracy is not None),
         f"{row.parameters:,}",
         f"{row.seconds / 60:.1f}",
+        ", ".join(sorted(row.changed_options)) if row.recipe else "",
         row.device,
     ]
 
@@ -214,9 +216,17 @@ def _percent(share: float) -> str:
 def print_tables(rows: Sequence[results.Row], console: Console) -> None:
     """Print the tables; our rows stand out."""
     for title, columns, cells in tables(rows):
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        console.print(title, style="bold")
+        if title == "Runs" and console.width < 140:
+            kept = [i for i, column in enumerate(columns) if column not in ("val.", "params", "device")]
+            columns, cells = [columns[i] for i in kept], [[line[i] for i in kept] for line in cells]
+        table = Table(box=box.SIMPLE_HEAD)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 or title == "Runs" else "right")
+            table.add_column(
+                column,
+                justify="left" if i == 0 or title == "Runs" else "right",
+                no_wrap=title == "Runs" and column in ("date", "recipe", "share", "test", "params"),
+            )
         for line in cells:
             ours = line[0].startswith("**")
             table.add_row(line[0].strip("*"), *line[1:], style="bold green" if ours else None)

@@ -25,7 +25,7 @@ from . import recipes
 SHIPPED = Path(__file__).resolve().parent / "results" / "lra.csv"
 
 # What does not decide what is learnt: where things are, how much is told, and the seed, which has a column of its own.
-_FREE = {"output", "resume", "seed", "quiet", "data_dir", "cache_dir", "workers", "log_every", "save_every"}
+_FREE = {"output", "resume", "seed", "quiet", "cache_dir", "workers", "log_every", "save_every"}
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,7 @@ def default_path() -> Path:
 def _deciding(config: ClassifyConfig) -> dict[str, Any]:
     """The options that decide what is learnt, as JSON has them: lists for tuples, so that equal options are equal."""
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    options["data_dir"] = options["data_dir"] and "given"  # the same files may lie anywhere
     return {name: value for name, value in options.items() if name not in _FREE}
 
 

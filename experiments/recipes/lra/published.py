@@ -58,7 +58,7 @@ PUBLISHED = (
     Published("Transformer", "attention", "Tay et al. 2020, Table 1; sMNIST, pMNIST, sCIFAR: Gu et al. 2021, Table 6",
               _six(36.37, 64.27, 57.46, 42.44, 71.40, None) | {"lra/smnist": 98.9, "lra/pmnist": 97.9,
                                                                "lra/scifar": 62.2}),
-    Published("S4, first version", "", "Gu et al. 2021, Tables 4 and 6",
+    Published("S4, first version", "", "Gu et al. 2021, results on LRA; Table 6",
               _six(58.35, 76.02, 87.09, 87.26, 86.05, 88.10) | {"lra/smnist": 99.63, "lra/pmnist": 98.70,
                                                                 "lra/scifar": 91.13}),
     Published("S4D-LegS", "s4d", "Gu et al. 2022 (S4D), results on LRA and sCIFAR",
