@@ -49,8 +49,9 @@ class ClassifyTrainer(LongConvTrainer):
             batch_sampler=self.job.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
             pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # what seeds the processes; else dropout would depend on their number
         )
         return self.accelerator.prepare(loader)
 

@@ -107,7 +107,6 @@ def _result(job: Job[Any], trainer: LongConvTrainer, log: Log, metrics: dict[str
 
 def _arguments(config: RunConfig, steps: int) -> TrainingArguments:
     """What the Trainer is told; schedule and groups are ours."""
-    workers = getattr(config, "workers", 0)
     return TrainingArguments(
         output_dir=str(config.output),
         per_device_train_batch_size=config.batch_size,
@@ -120,8 +119,8 @@ def _arguments(config: RunConfig, steps: int) -> TrainingArguments:
         use_cpu=not torch.accelerator.is_available(),
         bf16=config.precision == "bfloat16",
         torch_compile=config.compile,
-        dataloader_num_workers=workers,
-        dataloader_persistent_workers=workers > 0,
+        # Not persistent: the Trainer would then take the loader of one evaluation for that of another split.
+        dataloader_num_workers=getattr(config, "workers", 0),
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # a NaN must show

@@ -290,11 +290,24 @@ def test_other_kinds_of_tasks(tmp_path):
     values = train(
         config_for(
             tmp_path / "values", task="test/values", epochs=3, norm="batch", norm_position="post", intermediate_size=0,
-            mixer_options={"sgconv": {"output": "glu"}}, initializer_range=None, workers=1,
+            mixer_options={"sgconv": {"output": "glu"}}, initializer_range=None,
         )
     )  # fmt: skip
     assert values.metrics["test_accuracy"] > 0.6
     assert values.model.config.mixer_options == {"sgconv": {"bidirectional": True, "output": "glu"}}
+
+
+def test_processes_that_load_the_data_change_nothing(tmp_path):
+    """Not the losses, not what is evaluated on, and not how a run is resumed."""
+    config = config_for(tmp_path / "none", epochs=2, evaluate_every=9, save_every=30)
+    alone = train(config)
+    helped = train(dataclasses.replace(config, output=tmp_path / "one", workers=1))
+    assert strip(helped.log) == strip(alone.log)
+    assert helped.metrics == alone.metrics
+    shutil.rmtree(tmp_path / "none" / "model")
+    resumed = train(dataclasses.replace(config, workers=1, resume=True))
+    assert strip(resumed.log) == strip(alone.log)
+    assert resumed.metrics == alone.metrics
 
 
 def test_bfloat16_gradient_checkpointing_and_padding_change_little(tmp_path):
