@@ -42,7 +42,7 @@ class Hyena(Mixer):
     Here `*` is the causal convolution with the long filter of stage i. Stage i = n-1 uses `long_filters[0]`. With
     `bidirectional` every stage has a second filter, of the lags -1, -2, ..., so that lag 0 is counted once; these are
     the second half of `long_filters`, in the same order. The short convolution is centred then (of an even number of
-    taps, one more is ahead than behind). The paper's operator is causal; its authors mention this in passing.
+    taps, one more is ahead than behind). The published operator is causal.
 
     Args:
         channels: D.

@@ -154,8 +154,8 @@ class MultiresLayer(Mixer):
         if state is None and not return_state:
             z: Tensor = multires_conv(u, *filters, cu_seqlens=cu_seqlens, **tree)  # type: ignore[call-overload]
             if not self.causal:
-                reversed_ends = None if cu_seqlens is None else u.shape[-1] - cu_seqlens.flip(0)
-                ahead = multires_conv(u.flip(-1), *self._reverse, cu_seqlens=reversed_ends, **tree)  # type: ignore[call-overload]
+                ends = None if cu_seqlens is None else u.shape[-1] - cu_seqlens.flip(0)
+                ahead = multires_conv(u.flip(-1), *self._reverse, cu_seqlens=ends, **tree)  # type: ignore[call-overload]
                 z = z + ahead.flip(-1)
             return self._output(z.mT)
         lines = None if state is None else state.lines

@@ -1,5 +1,6 @@
 """The layer around one long filter against its definition in float64, on either side of time."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -235,6 +236,37 @@ def test_s4d_of_two_sides_has_one_system_and_two_readouts():
             S4D(D, filter={"name": "s4d", "n_ssm": n_ssm})
     other = S4D(D, bidirectional=True, filter={"name": "modal", "order": 2})
     assert len(list(other.long_filters[1].parameters())) > 1
+
+
+#: The SGConv authors' `configs/experiment/lra`: length, width, options, and the scales that their formula gives.
+LRA = {
+    "listops": (2048, 128, {"kernel_dim": 1}, 12),
+    "imdb": (4096, 256, {"kernel_dim": 2}, 12),
+    "aan": (4000, 256, {"kernel_dim": 1}, 13),
+    "cifar": (1024, 512, {"kernel_dim": 32, "decay": "fixed", "decay_min": 1, "decay_max": 1}, 6),
+    "pathfinder": (1024, 256, {"kernel_dim": 32}, 6),
+    "pathx": (16384, 256, {"kernel_dim": 64, "init_scale": 1, "kernel_init": "cos", "decay_min": 1, "decay_max": 3}, 8),
+}
+
+
+@pytest.mark.parametrize("task", LRA)
+def test_published_recipes_of_sgconv(task):
+    """Sizes, decay and parameters of the published layers, both directions."""
+    length, H, options, scales = LRA[task]
+    layer = SGConv(H, length, bidirectional=True, output="glu", filter={"name": "sgconv", **options})
+    for filter in layer.long_filters:
+        assert (filter.num_scales, filter.support) == (scales, length)
+        assert filter.num_scales == 1 + math.ceil(math.log2(length / filter.kernel_dim)) - filter.init_scale
+        if task == "cifar":
+            assert not filter.decay.requires_grad
+            assert (filter.decay == 1).all()
+        elif task == "pathx":
+            assert torch.equal(filter.multiplier, torch.linspace(1, 3, H))
+        else:
+            assert (filter.multiplier == 2).all()
+        assert filter.kernels._optim == {"lr": 1e-3}
+    trained = sum(p.numel() for p in layer.parameters() if p.requires_grad)
+    assert trained == H + 2 * scales * H * options["kernel_dim"] + 2 * (H * H + H)
 
 
 def test_cosines_of_sgconv_are_the_same_both_ways():
