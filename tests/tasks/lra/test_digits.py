@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -58,3 +60,9 @@ def test_the_seed_decides():
 def test_bad_options(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must be an integer"):
         tasks.get("lra/digits", **options)
+
+
+def test_without_scikit_learn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'sklearn.datasets is missing: pip install "longconv\[lra\]"'):
+        tasks.get("lra/digits").splits()
