@@ -74,7 +74,10 @@ def train(config: RunConfig) -> TrainResult:
         hint = "delete it to resume from an earlier one"
         raise ValueError(f"checkpoint {checkpoint} is damaged ({first_line(error)}); {hint}") from error
     clock.stop()
-    metrics = job.finish(trainer)
+    try:
+        metrics = job.finish(trainer)
+    except KeyboardInterrupt as error:
+        raise Interrupted(_result(job, trainer, log, metrics=None)) from error
     save_model(model.eval(), output / "model", job.card)
     return _result(job, trainer, log, metrics)
 
