@@ -269,6 +269,7 @@ class Plan:
             "peak_MB": None,
         }
         status: Status
+        reason: Exception
         try:
             check(name, model, length)
             step = Training(model, self.precision, self.compile, self.device)

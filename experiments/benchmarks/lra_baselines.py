@@ -128,7 +128,7 @@ def print_table(rows: Sequence[BaselineRow], console: Console) -> None:
         box=box.SIMPLE_HEAD,
     )
     table.add_column("logistic regression on", no_wrap=True)
-    for heading in ("numbers", "1 / penalty", "train", "validation", "test", "95%", "s"):
+    for heading in ("numbers", "1 /\npenalty", "train", "valid.", "test", "95%", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
