@@ -122,7 +122,7 @@ class ClassifyJob(Job[ClassifyConfig]):
         """See `Job.task`."""
         config = self.config
         folders = {"data_dir": config.data_dir, "cache_dir": config.cache_dir}
-        options = {name: folder for name, folder in folders.items() if folder is not None}
+        options: dict[str, Any] = {name: folder for name, folder in folders.items() if folder is not None}
         if config.pad_multiple > 1:
             options["pad_multiple"] = config.pad_multiple
         return tasks.get(config.task, **options, **config.task_options)
@@ -160,7 +160,7 @@ class ClassifyJob(Job[ClassifyConfig]):
     def card(self) -> "TaskCard":
         """The task's name and options."""
         config = self.config
-        return TaskCard(config.task, config.task_options, config.data_dir and str(config.data_dir))
+        return TaskCard(config.task, config.task_options, None if config.data_dir is None else str(config.data_dir))
 
     def steps(self) -> int:
         """See `Job.steps`."""

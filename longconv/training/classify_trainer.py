@@ -45,7 +45,7 @@ class ClassifyTrainer(LongConvTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The train split in the order of the job's `Batches`."""
         loader = DataLoader(
-            self.train_dataset,
+            self.job.splits["train"],
             batch_sampler=self.job.batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -113,6 +113,7 @@ class ClassifyTrainer(LongConvTrainer):
 
     def load_best(self) -> None:
         """Give the model its best weights back."""
+        assert isinstance(self.model, torch.nn.Module)
         load_weights(self.model, self._best_folder() / "model.safetensors", device=str(self.args.device))
 
     def snapshot(self) -> dict[str, Any]:

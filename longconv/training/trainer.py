@@ -107,9 +107,9 @@ class LongConvTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; a run that was at its end when the checkpoint was written stays there."""
-        if resume_from_checkpoint is not None:
+        if isinstance(resume_from_checkpoint, str):
             folder = Path(resume_from_checkpoint)
             snapshot = json.loads((folder / SNAPSHOT).read_text())
             state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
@@ -123,7 +123,7 @@ class LongConvTrainer(Trainer):
                 self.restore(snapshot)
                 return None
             self._earlier = snapshot
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """See `Trainer.evaluate`; training draws the same random numbers after it as without it."""
