@@ -198,7 +198,7 @@ def _run_cells(row: results.Row) -> list[str]:
         row.date[:10],
         row.recipe or f"{row.task}, {row.layer}",
         str(row.seed),
-        f"{row.steps:,}{planned}{'' if row.complete else ', interrupted'}",
+        f"{row.steps:,}{planned}{', interrupted' if row.test_accuracy is None else ''}",
         _percent(share(row)),
         _number(row.validation_accuracy, row.validation_accuracy is not None),
         _number(row.test_accuracy, row.test_accuracy is not None),
@@ -218,14 +218,14 @@ def print_tables(rows: Sequence[results.Row], console: Console) -> None:
     for title, columns, cells in tables(rows):
         console.print(title, style="bold")
         if title == "Runs" and console.width < 140:
-            kept = [i for i, column in enumerate(columns) if column not in ("val.", "params", "device")]
+            kept = [i for i, column in enumerate(columns) if column not in ("date", "val.", "params", "device")]
             columns, cells = [columns[i] for i in kept], [[line[i] for i in kept] for line in cells]
-        table = Table(box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, collapse_padding=True)
         for i, column in enumerate(columns):
             table.add_column(
                 column,
                 justify="left" if i == 0 or title == "Runs" else "right",
-                no_wrap=title == "Runs" and column in ("date", "recipe", "share", "test", "params"),
+                no_wrap=i == 0 or (title == "Runs" and column not in ("changes", "device")),
             )
         for line in cells:
             ours = line[0].startswith("**")

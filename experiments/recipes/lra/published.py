@@ -16,7 +16,7 @@ TASKS = {
 MORE_TASKS = {
     "lra/path256": "Path-256",
     "lra/path512": "Path-512",
-    "lra/pathfinder64": "Pathfinder-64",
+    "lra/pathfinder64": "Pathf.-64",
     "lra/smnist": "sMNIST",
     "lra/pmnist": "pMNIST",
     "lra/scifar": "sCIFAR",
@@ -58,7 +58,7 @@ PUBLISHED = (
     Published("Transformer", "attention", "Tay et al. 2020, Table 1; sMNIST, pMNIST, sCIFAR: Gu et al. 2021, Table 6",
               _six(36.37, 64.27, 57.46, 42.44, 71.40, None) | {"lra/smnist": 98.9, "lra/pmnist": 97.9,
                                                                "lra/scifar": 62.2}),
-    Published("S4, first version", "", "Gu et al. 2021, results on LRA; Table 6",
+    Published("S4, 2021", "", "Gu et al. 2021, results on LRA; Table 6",
               _six(58.35, 76.02, 87.09, 87.26, 86.05, 88.10) | {"lra/smnist": 99.63, "lra/pmnist": 98.70,
                                                                 "lra/scifar": 91.13}),
     Published("S4D-LegS", "s4d", "Gu et al. 2022 (S4D), results on LRA and sCIFAR",
@@ -77,6 +77,6 @@ PUBLISHED = (
     Published("MultiresNet", "multires", "Shi et al. 2023, results on ListOps and sCIFAR",
               {"lra/listops": 62.75, "lra/scifar": 93.15}),
     Published("TCN", "tcn", "Bai et al. 2018, Table 1", {"lra/smnist": 99.0, "lra/pmnist": 97.2}),
-    Published("SMPConv", "", "sangnekim/SMPConv smp/README.md",
+    Published("SMPConv", "smpconv", "sangnekim/SMPConv smp/README.md",
               {"lra/smnist": 99.75, "lra/pmnist": 99.10, "lra/scifar": 84.86}),
 )  # fmt: skip
