@@ -1,11 +1,11 @@
 """Pathfinder as a task, in five sizes: generated, or read from the released images."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from longconv.tasks.lra.classification import SPLITS, check_sizes, permutation
 from longconv.tasks.lra.images import Images, pixel_batch, pixel_batches
 from longconv.tasks.lra.pathfinder_files import FOLDERS, find_images, list_images, read_png
 from longconv.tasks.lra.random import Stream, child_seed
-from longconv.tasks.lra.settings import pathfinder_config
+from longconv.tasks.lra.settings import PathfinderConfig, pathfinder_config
 from longconv.tasks.lra.sources import StrPath
 
 # In the released archive this file has no bytes. S4's code leaves it out before it deals the rows, and so does this.
@@ -27,11 +27,13 @@ class Pathfinder(Images):
     """Pathfinder: are two discs at the ends of one contour (1) or of two (0)? The image is read row by row.
 
     difficulty: ``"easy"``, ``"intermediate"`` or ``"hard"``, the published one.
+    settings: what else is to differ from the published images, fields of `PathfinderConfig`: ``{"size": 24,
+        "seed_distance": 5, "distractor_paddles": 0}`` are smaller images without distractors.
     sizes: rows of train, validation and test that are generated; default those of the published data.
     seed: what is generated depends on it and on the settings, on nothing else.
     data_dir: read the released images instead, ``pathfinder32/curv_contour_length_14/{imgs,metadata}`` and so on at any
-        depth of ``lra_release``; then `sizes` and `seed` cannot be chosen. The rows are those of S4's code: image by
-        image as the metadata list them, dealt by torch's ``random_split`` with seed 42 to 80, 10 and 10%.
+        depth of ``lra_release``; then `sizes`, `seed` and `settings` cannot be chosen. The rows are those of S4's code:
+        image by image as the metadata list them, dealt by torch's ``random_split`` with seed 42 to 80, 10 and 10%.
     on_broken: what to do with released images that are empty or damaged: ``"error"`` names them in a ValueError,
         ``"skip"`` leaves them out, with a warning that names them.
     Other options: see `Images`.
@@ -39,7 +41,7 @@ class Pathfinder(Images):
     ``input_values`` are -1 for black and 1 for white. Raises ValueError for wrong options.
     """
 
-    size: ClassVar[int]
+    size: int
     n_classes = 2
     default_sizes = (160_000, 20_000, 20_000)
 
@@ -47,6 +49,7 @@ class Pathfinder(Images):
         self,
         *,
         difficulty: str = "hard",
+        settings: Mapping[str, Any] | None = None,
         sizes: Sequence[int] | None = None,
         seed: int = 0,
         data_dir: StrPath | None = None,
@@ -54,8 +57,11 @@ class Pathfinder(Images):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.config = pathfinder_config(self.size, difficulty)
-        self.difficulty = difficulty
+        self.difficulty, self.settings = difficulty, dict(settings or {})
+        if unknown := self.settings.keys() - {field.name for field in fields(PathfinderConfig)}:
+            raise ValueError(f"settings: unknown {sorted(unknown)[0]!r}, known: fields of PathfinderConfig")
+        self.config = replace(pathfinder_config(self.size, difficulty), **self.settings)
+        self.size = self.config.size
         self.sizes = check_sizes(sizes, self.default_sizes)
         Stream(seed)  # raises for a seed that is none
         self.seed = seed
@@ -63,8 +69,9 @@ class Pathfinder(Images):
             raise ValueError(f'on_broken must be "error" or "skip", got {on_broken!r}')
         self.on_broken = on_broken
         self.data_dir = None if data_dir is None else Path(data_dir)
-        if data_dir is not None and sizes is not None:
-            raise ValueError(f"sizes are those of generated data; data_dir {data_dir} has its own")
+        if data_dir is not None and (sizes is not None or settings is not None):
+            given = "sizes" if sizes is not None else "settings"
+            raise ValueError(f"{given} are those of generated data; data_dir {data_dir} has its own")
 
     @property
     def length(self) -> int:
@@ -75,7 +82,8 @@ class Pathfinder(Images):
     def source(self) -> str:
         """The difficulty, and the seed or the folder."""
         origin = f"seed {self.seed}, generated" if self.data_dir is None else str(self.data_dir)
-        return f"{self.difficulty}, {origin}"
+        differing = "".join(f", {name} {value}" for name, value in self.settings.items())
+        return f"{self.difficulty}{differing}, {origin}"
 
     @property
     def _at_once(self) -> int:

@@ -9,7 +9,7 @@ from longconv import tasks
 from longconv.tasks.lra import ListOps, Pathfinder, listops, pathfinder
 from longconv.tasks.lra.listops import ListOpsConfig
 from longconv.tasks.lra.random import child_seed
-from longconv.tasks.lra.settings import pathfinder_config
+from longconv.tasks.lra.settings import PathfinderConfig, pathfinder_config
 
 SMALL = ListOpsConfig(max_depth=5, max_args=5, min_length=10, max_length=80)
 
@@ -127,6 +127,23 @@ def test_bad_options_of_pathfinder():
 def test_sizes_of_files_are_not_chosen(name, tmp_path):
     with pytest.raises(ValueError, match="sizes are those of generated data"):
         tasks.get(name, data_dir=tmp_path, sizes=(1, 1, 1))
+
+
+def test_settings_of_pathfinder(tmp_path):
+    settings = {"size": 24, "seed_distance": 5, "contour_length": 5, "distractor_paddles": 0}
+    task = tasks.get("lra/pathfinder32", settings=settings, sizes=(20, 5, 5), seed=3)
+    expected = pathfinder.generate(
+        20, child_seed(3, 0, 0), config=PathfinderConfig(24, 5, (1,), 1, 2, 0.5, 1.5, 5, 1.0, 0, 1.5)
+    )
+    assert task.length == 576
+    assert [tuple(row["pixels"].tolist()) for row in task.splits()["train"]] == [
+        tuple(image.reshape(-1).tolist()) for image in expected.images
+    ]
+    assert "size 24" in task.source
+    with pytest.raises(ValueError, match=r"settings: unknown 'sise'"):
+        tasks.get("lra/pathfinder32", settings={"sise": 24})
+    with pytest.raises(ValueError, match="settings are those of generated data"):
+        tasks.get("lra/pathfinder32", settings=settings, data_dir=tmp_path)
 
 
 def test_published_sizes():
