@@ -33,9 +33,9 @@ EPS = 1e-5
 class ScaleNorm(nn.Module):
     """`weight x / rms(x)` with one weight for all channels (Nguyen and Salazar 2019, as MEGA has it)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = EPS) -> None:
         super().__init__()
-        self.channels = channels
+        self.channels, self.eps = channels, eps
         self.weight = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -45,7 +45,7 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(x, (self.channels,), eps=EPS) * self.weight
+        return F.rms_norm(x, (self.channels,), eps=self.eps) * self.weight
 
 
 class FeatureDropout(nn.Module):

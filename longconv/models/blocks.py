@@ -61,6 +61,7 @@ class LongConvBlock(GradientCheckpointingLayer):
         norm_position="pre":   x <- x + mixer(norm(x));  x <- x + mlp(norm(x))
         norm_position="post":  x <- norm(x + mixer(x));  x <- norm(x + mlp(x))
 
+    A mixer that has a norm inside, of all but what its gate takes away (`GatedAttention`), has none in front of it.
     With `intermediate_size=0` there is the first half only.
 
     Gradient checkpointing runs `forward` again in the backward pass. That second time, batch norms of the block and of
@@ -71,8 +72,9 @@ class LongConvBlock(GradientCheckpointingLayer):
         super().__init__()
         name, options = config.mixer_of(layer)
         self.pre_norm = config.norm_position == "pre"
-        self.mixer_norm = build_norm(config.norm, config.hidden_size, config.norm_eps)
         self.mixer = build_layer(name, config.hidden_size, **options)
+        inside = self.pre_norm and getattr(self.mixer, "norm", None) is not None
+        self.mixer_norm = nn.Identity() if inside else build_norm(config.norm, config.hidden_size, config.norm_eps)
         self.mlp_norm = (
             build_norm(config.norm, config.hidden_size, config.norm_eps) if config.intermediate_size else None
         )
@@ -110,7 +112,7 @@ class LongConvBlock(GradientCheckpointingLayer):
         Raises:
             ValueError: see `Mixer.forward`; or a state with batch norms in training.
         """
-        if self.training and return_state and isinstance(self.mixer_norm, BatchNorm):
+        if self.training and return_state and BatchNorm in map(type, (self.mixer_norm, self.mlp_norm)):
             raise ValueError(
                 "batch norms in training have no state: their statistics are of whole sequences; call eval()"
             )

@@ -18,7 +18,7 @@ _FROM_TRANSFORMERS = {
 
 _CHOICES = {
     "activation": ("swiglu", "gelu"),
-    "norm": ("rms", "layer", "batch"),
+    "norm": ("rms", "layer", "scale", "batch"),
     "norm_position": ("pre", "post"),
     "classifier_pooling": ("mean", "last", "attention"),
 }
@@ -45,8 +45,10 @@ class LongConvConfig(PreTrainedConfig):
         intermediate_size: width of the MLP; None for 2 hidden_size, as in the published Hyena language models; 0 for
             blocks without an MLP and its norm.
         activation: of the MLP, `"swiglu"` or `"gelu"`.
-        norm: `"rms"`, `"layer"`, or `"batch"` over the real positions of a batch (`norms.BatchNorm`).
-        norm_position: `"pre"`, x <- x + f(norm(x)) and a final norm, or `"post"`, x <- norm(x + f(x)) and none.
+        norm: `"rms"`, `"layer"`, `"scale"` (an RMS norm with one weight for all channels), or `"batch"` over the real
+            positions of a batch (`norms.BatchNorm`).
+        norm_position: `"pre"`, x <- x + f(norm(x)) and a final norm, or `"post"`, x <- norm(x + f(x)) and none. A mixer
+            with an inner norm (MEGA's and TCNCA's option `norm`) has no other in front.
         norm_eps: epsilon of the norms.
         dropout: of the embedding and of the residual branches of a block.
         embedding_dropout: of the embedding instead; None for `dropout`.

@@ -1,4 +1,4 @@
-"""The norms between blocks, channels last: RMSNorm and LayerNorm of torch, and a BatchNorm that knows of padding."""
+"""The norms between blocks, channels last: torch's, the scale norm of MEGA, and a BatchNorm that knows of padding."""
 
 import contextlib
 from collections.abc import Iterator
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from longconv.layers.gated_attention import ScaleNorm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -104,7 +106,7 @@ class BatchNorm(nn.Module):
 
 def build_norm(name: str, channels: int, eps: float) -> nn.Module:
     """The norm that a configuration calls so."""
-    kinds: dict[str, Any] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "batch": BatchNorm}
+    kinds: dict[str, Any] = {"rms": nn.RMSNorm, "layer": nn.LayerNorm, "scale": ScaleNorm, "batch": BatchNorm}
     return kinds[name](channels, eps=eps)
 
 

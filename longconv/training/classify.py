@@ -57,7 +57,8 @@ class ClassifyConfig(RunConfig):
     task_options: JsonOptions = field(default_factory=dict)
     epochs: float | None = None
     steps: int = 0
-    norm: Literal["rms", "layer", "batch"] = "rms"
+    beta2: float = 0.999
+    norm: Literal["rms", "layer", "scale", "batch"] = "rms"
     norm_position: Literal["pre", "post"] = "pre"
     intermediate_size: int | None = None
     activation: Literal["swiglu", "gelu"] = "swiglu"

@@ -46,7 +46,8 @@ class RunConfig(ABC):
         schedule: of the learning rate after the warm-up.
         warmup: fraction of the run in which the learning rate rises.
         weight_decay: of the matrices.
-        clip: gradient norm.
+        beta2: of Adam, the decay of its mean of squared gradients.
+        clip: gradient norm; 0 for no clipping.
         precision: "bfloat16" runs matrix products and activations in it (autocast).
         compile: run the model through torch.compile.
         gradient_checkpointing: recompute activations in the backward pass.
@@ -74,6 +75,7 @@ class RunConfig(ABC):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.05
     weight_decay: float = 0.1
+    beta2: float = 0.98
     clip: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
@@ -101,6 +103,8 @@ class RunConfig(ABC):
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if not self.filter_lr_scale >= 0:
             raise ValueError(f"filter_lr_scale must be at least 0, got {self.filter_lr_scale}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2 must be in [0, 1), got {self.beta2}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction of the run, in [0, 1); got {self.warmup}")
 

@@ -91,7 +91,7 @@ class LongConvTrainer(Trainer):
             assert model is not None
             config = self.job.config
             groups = parameter_groups(model, config.lr, config.weight_decay, config.filter_lr_scale)
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2))
         return self.optimizer
 
     def create_scheduler(

@@ -320,7 +320,7 @@ def test_pairs_are_pairs():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"norm": "group"}, "norm must be one of rms, layer, batch, got 'group'"),
+        ({"norm": "group"}, "norm must be one of rms, layer, scale, batch, got 'group'"),
         ({"norm_position": "both"}, "norm_position must be one of pre, post, got 'both'"),
         ({"classifier_pooling": "max"}, "classifier_pooling must be one of mean, last, attention, got 'max'"),
         ({"intermediate_size": -1}, "intermediate_size must be at least 0, or None, got -1"),

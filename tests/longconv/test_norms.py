@@ -208,6 +208,34 @@ def test_a_model_is_its_definition(norm, position, intermediate):
     assert_close(got[mask], x[mask])
 
 
+def test_a_scale_norm_has_one_weight():
+    model = LongConvModel(config(norm="scale", norm_eps=1e-3)).double()
+    norm, x = model.norm, torch.randn(4, 7, D, dtype=torch.float64)
+    norm.weight.data.fill_(1.7)
+    assert norm.weight.shape == (1,)
+    assert_close(norm(x), 1.7 * x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt())
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_a_mixer_with_an_inner_norm_has_none_in_front(position):
+    options = {"mega": {"norm": "scalenorm", "zdim": 4}}
+    model = LongConvModel(config(mixers="mega", mixer_options=options, norm_position=position)).double().eval()
+    block, x = model.layers[0], torch.randn(2, 9, D, dtype=torch.float64)
+    mixed = x + block.mixer(x)
+    if position == "pre":
+        assert not list(block.mixer_norm.parameters())
+        assert_close(block(x), mixed + block.mlp(block.mlp_norm(mixed)))
+    else:
+        y = block.mixer_norm(mixed)
+        assert_close(block(x), block.mlp_norm(y + block.mlp(y)))
+    state = block.mixer.init_state(2, dtype=x.dtype)
+    steps = []
+    for x_t in x.unbind(1):
+        y_t, state = block.step(x_t, state)
+        steps.append(y_t)
+    assert_close(torch.stack(steps, 1), block(x))
+
+
 def test_dropout_of_channels():
     torch.manual_seed(0)
     drop, x = TiedDropout(0.4), torch.randn(64, 10, 128)

@@ -5,8 +5,8 @@ what. Common to all, as in the published code: mean pooling, unless a line says 
 decay, one learning rate for the filters and another for the rest.
 
 What our training does not do as published, everywhere: weight decay is for matrices alone (published: for all that is
-not marked), the betas of Adam are 0.9 and 0.999 (MEGA: 0.98), and the schedule ends with the last step, where some
-published ones were set for a few percent more steps than were taken.
+not marked), and the schedule ends with the last step, where some published ones were set for a few percent more steps
+than were taken.
 
 s4_code.py     what models built on state-spaces/s4 share: S4D, SGConv, long convolutions
 published.py   published results

@@ -18,6 +18,7 @@ BASE: dict[str, Any] = {
     "activation": "gelu",
     "schedule": "cosine",
     "clip": 0.0,
+    "beta2": 0.98,  # lra_benchmarks/TASK/train.py: create_optimizer
 }
 # The three text tasks share these; dropout is the default of lra_benchmarks/models/transformer/transformer.py.
 TOKENS: dict[str, Any] = {"layers": 4, "batch_size": 32, "weight_decay": 0.1, "dropout": 0.1}

@@ -4,9 +4,7 @@ facebookresearch/mega examples/mega/README.lra.md (warm-up, schedule, clipping) 
 
 Not as published:
 
-- Text and Retrieval have RMS norms for scale norms: one weight for each channel, instead of one.
 - The MLP has GELU and no biases, for SiLU and biases.
-- Where the norm comes first, what the gate takes away of is the normalised x (see `longconv.layers.Mega`).
 - The residual branch of the layer has a dropout, besides those inside.
 - The classifier is linear; published is one with a hidden layer.
 """
@@ -17,7 +15,13 @@ from ..recipe import OURS, Recipe, recipe
 
 PAPER = "Ma et al. 2022, Table 8; facebookresearch/mega examples/mega/README.lra.md"
 
-BASE: dict[str, Any] = {"activation": "gelu", "schedule": "linear", "clip": 1.0, "initializer_range": 0.02}
+BASE: dict[str, Any] = {
+    "activation": "gelu",
+    "schedule": "linear",
+    "clip": 1.0,
+    "initializer_range": 0.02,
+    "beta2": 0.98,
+}
 # Columns of Table 8 that go together: those of text, with softmax attention, and those of pixels, with the Laplace one.
 TOKENS: dict[str, Any] = {"norm_position": "post", "dropout": 0.1}
 PIXELS: dict[str, Any] = {"norm": "batch", "norm_position": "pre", "lr": 0.01, "weight_decay": 0.01}
@@ -32,6 +36,7 @@ def attention(options: dict[str, Any]) -> dict[str, Any]:
     """What the mixers of MEGA and TCNCA share, of options of a recipe, from which `zdim` is taken."""
     pixels = "dropout" not in options
     return {
+        "norm": "batchnorm" if pixels else None,  # norms in front are inside the layer
         "zdim": options.pop("zdim"),
         "hdim": 2 * options["hidden_size"],
         "attention_activation": "laplace" if pixels else "softmax",
@@ -55,9 +60,9 @@ def _merge(*tables: dict[str, Any]) -> dict[str, Any]:
 RECIPES = (
     mega("listops", PAPER, 1024, TOKENS, sizes(80, 64), layers=6, norm="layer", lr=1e-3, weight_decay=0.01,
          batch_size=64, epochs=60, warmup=3_000 / 90_000),
-    mega("text", PAPER, 1024, TOKENS, sizes(128, 64), layers=4, norm="rms", lr=4e-3, weight_decay=0.01, batch_size=25,
+    mega("text", PAPER, 1024, TOKENS, sizes(128, 64), layers=4, norm="scale", lr=4e-3, weight_decay=0.01, batch_size=25,
          accumulate=2, epochs=50, warmup=10_000 / 25_000),
-    mega("retrieval", PAPER, 1024, TOKENS, sizes(128, 64), layers=6, norm="rms", lr=3e-3, weight_decay=0.04,
+    mega("retrieval", PAPER, 1024, TOKENS, sizes(128, 64), layers=6, norm="scale", lr=3e-3, weight_decay=0.04,
          batch_size=8, accumulate=8, epochs=40, warmup=10_000 / 91_960),
     mega("image", PAPER, 1024, PIXELS, sizes(160, 96), layers=8, weight_decay=0.02, batch_size=50, epochs=200,
          warmup=9_000 / 180_000),

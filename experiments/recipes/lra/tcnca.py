@@ -27,9 +27,9 @@ def tcnca(
 RECIPES = (
     tcnca("listops", 7, TOKENS, sizes(80, 64), layers=6, norm="layer", lr=1e-3, weight_decay=0.01, batch_size=64,
           epochs=60, warmup=3_000 / 90_000),
-    tcnca("text", 8, TOKENS, sizes(128, 64), layers=4, norm="rms", lr=4e-3, weight_decay=0.01, batch_size=25,
+    tcnca("text", 8, TOKENS, sizes(128, 64), layers=4, norm="scale", lr=4e-3, weight_decay=0.01, batch_size=25,
           accumulate=2, epochs=50, warmup=10_000 / 25_000),
-    tcnca("retrieval", 8, TOKENS, sizes(128, 64), layers=6, norm="rms", lr=3e-3, weight_decay=0.04, batch_size=8,
+    tcnca("retrieval", 8, TOKENS, sizes(128, 64), layers=6, norm="scale", lr=3e-3, weight_decay=0.04, batch_size=8,
           accumulate=8, epochs=40, warmup=10_000 / 91_960),
     tcnca("image", 6, PIXELS, sizes(160, 96), layers=8, weight_decay=0.02, batch_size=50, epochs=200,
           warmup=9_000 / 180_000),
