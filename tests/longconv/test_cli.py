@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from longconv import cli
+from longconv.cli.generate import _Printer
 from longconv.models import load_model
 from longconv.tasks.lm import ByteTokenizer
 
@@ -123,7 +124,7 @@ def test_a_long_prompt_from_a_file_in_chunks(run_folder, tmp_path, capsys):
 
 def test_bytes_that_are_no_text_hide_nothing(capsys):
     """A model of bytes can say anything: what is text is printed as text, when it is complete."""
-    printer = cli._Printer(ByteTokenizer(), skip_prompt=False)
+    printer = _Printer(ByteTokenizer(), skip_prompt=False)
     for ids in ([256, *"é".encode()], ["€".encode()[0]], ["€".encode()[1]], ["€".encode()[2]], [0xFF], [65], [0xC3]):
         printer.put(torch.tensor([ids]))
         if ids == ["€".encode()[1]]:

@@ -1,0 +1,70 @@
+"""`longconv train`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+TRAIN = """Train a language model on text:   longconv train --output FOLDER [options]
+
+Or a classifier of sequences, by a recipe or on a task:
+
+  longconv train lra                          lists the recipes whose names begin so
+  longconv train lra.listops.sgconv           runs one; a row with its result is appended to a table
+  longconv train lra.listops.sgconv --smoke   the same in less than a minute, on tiny data, to see that it works
+  longconv train lra.listops.sgconv --minutes 20 --lr 1e-3 ...   any option of the recipe can be replaced
+  longconv train lra/listops --mixers hyena --epochs 5 ...       a task without a recipe
+
+and with --help after the name the options are shown. What follows here are those of language models."""
+
+
+def train(argv: list[str]) -> int:
+    """Train what the command line says: options for a language model, or a name and options for a classifier."""
+    import tyro
+
+    from longconv.training import TrainConfig
+
+    if argv and not argv[0].startswith("-"):
+        return _train_by_name(argv[0], argv[1:])
+    config = tyro.cli(TrainConfig, prog="longconv train", description=TRAIN, args=argv)
+    _train(config)
+    return 0
+
+
+def _train_by_name(name: str, argv: list[str]) -> int:
+    import tyro
+
+    from longconv.experiments import recipes, results
+    from longconv.training import ClassifyConfig, Interrupted
+
+    inside = recipes.names(name)
+    if inside and name not in inside:
+        width = max(map(len, inside))
+        print("\n".join(f"{found:<{width}}  {recipes.source(found)}" for found in inside))
+        return 0
+    if "/" in name:
+        recipe, base = "", ClassifyConfig(output=Path("runs", name.replace("/", ".")), task=name)
+    else:
+        recipe, base = name, recipes.get(name)
+    smoke = "--smoke" in argv
+    if smoke:
+        base = recipes.smoke(base)
+    options = [option for option in argv if option != "--smoke"]
+    config = tyro.cli(ClassifyConfig, default=base, prog=f"longconv train {name}", args=options)
+    try:
+        result = _train(config)
+    except Interrupted as interruption:
+        print(f"row: {results.append(recipe, config, interruption.result, smoke=smoke)}", file=sys.stderr)
+        raise
+    print(f"row: {results.append(recipe, config, result, smoke=smoke)}")
+    return 0
+
+
+def _train(config: Any) -> Any:
+    """Train, and say what came out."""
+    from longconv import training
+
+    result = training.train(config)
+    print(result.task.describe())
+    print(f"{result.parameters:,} parameters, {config.summary(result.metrics)}")
+    print(f"model: {Path(config.output) / 'model'}    log: {Path(config.output) / 'log.jsonl'}")
+    return result
