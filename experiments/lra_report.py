@@ -124,10 +124,16 @@ def _rank(score: Score) -> tuple[bool, bool, float]:
 
 
 def share(row: results.Row) -> float:
-    """How much of what its recipe asks for, in sequences, a run was trained on, at most 1; of its own plan without."""
+    """How much of what its recipe asks for, in sequences or minutes, a run was trained on, at most 1.
+
+    Of its own plan, for one without a recipe.
+    """
     if row.recipe in recipes.RECIPES:
         config = recipes.get(row.recipe)
         asked = planned_steps(config) * config.batch_size * config.accumulate
+        if not asked:
+            assert config.minutes is not None
+            return min(1.0, row.seconds / 60 / config.minutes)
         # Of the last batch of an epoch some sequences may be missing.
         return min(1.0, row.sequences / asked)
     return min(1.0, row.steps / row.planned_steps) if row.planned_steps else float(row.complete)

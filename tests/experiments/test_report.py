@@ -129,6 +129,18 @@ def test_incomplete_runs_are_marked():
     assert str(score(row(recipe="", config=config, test_accuracy=50.0))) == "50.00"
 
 
+def test_recipes_that_the_clock_ends_are_whole_when_their_time_is_over():
+    name = "lra-small.digits.sgconv"
+    assert recipes.get(name).minutes == 1.5
+
+    def timed(seconds):
+        result = fake_result(recipes.get(name), seconds=seconds)
+        return str(score(results.make_row(name, recipes.get(name), result)))
+
+    assert timed(90.2) == "59.11"
+    assert timed(45.0) == "59.11* (50%)"
+
+
 def test_changed_options_are_marked():
     config = dataclasses.replace(recipes.get("lra.listops.sgconv"), hidden_size=64)
     assert str(score(row(config=config, test_accuracy=58.0))) == "58.00†"
