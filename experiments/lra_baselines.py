@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 
 from longconv.tasks.extras import require
 from longconv.tasks.lra import listops
-from longconv.tasks.lra.settings import pathfinder_config
 
 #: Inverse strengths of the L2 penalty; the validation split chooses.
 STRENGTHS = (1e-4, 1e-2, 1.0)
@@ -137,7 +136,7 @@ def features_of(task: Any) -> dict[str, Features]:
         f"pixels, {min(side, MAX_SIDE)} x {min(side, MAX_SIDE)}": lambda batch: pixels(batch, side),
     }
     if task.name.startswith("lra/path"):
-        radius = pathfinder_config(side).marker_radius
+        radius = task.config.marker_radius
         found["distance of the discs"] = lambda batch: disc_distances(batch["input_values"], side, radius)
     return found
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from longconv.experiments.lra_baselines import baselines
 from longconv.tasks import get
 from longconv.tasks.extras import require
+from longconv.training.config import JsonOptions
 
 from .lra_data import check_tasks
 from .report import append_rows, check_columns, default_output
@@ -61,6 +62,7 @@ def run(
     sizes: tuple[int, int, int] | None = None,
     seed: int | None = None,
     difficulty: Literal["easy", "intermediate", "hard"] | None = None,
+    options: JsonOptions = {},  # noqa: B006 (never changed; tyro wants a dictionary)
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     output: Path | None = None,
@@ -76,6 +78,8 @@ def run(
         sizes: rows of the train, validation and test split, of a task that generates them; default as published.
         seed: of the data.
         difficulty: of Pathfinder.
+        options: other options of the task, as JSON: '{"config": {"max_length": 128, "min_length": 30}}' are the
+            expressions of `lra-small.listops.sgconv`.
         data_dir: folder of a task that reads files.
         cache_dir: where its rows are kept; default longconv's cache.
         output: the CSV file. By default experiments/benchmarks/results/lra-baselines.csv of a source checkout,
@@ -94,7 +98,7 @@ def run(
     output = default_output("lra-baselines") if output is None else output
     check_columns(output, BaselineRow)
     settings: dict[str, Any] = {"sizes": sizes, "seed": seed, "difficulty": difficulty}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = {name: value for name, value in settings.items() if value is not None} | options
     folders = {name: folder for name, folder in (("data_dir", data_dir), ("cache_dir", cache_dir)) if folder}
     opened = get(task, **settings, **folders)
     console = Console()
