@@ -155,7 +155,7 @@ def tables(rows: Sequence[results.Row]) -> list[tuple[str, list[str], list[list[
         tasks = sorted({task for of, task, _ in found if of == family}, key=list(NAMES).index)
         layers = sorted({layer for of, _, layer in found if of == family})
         cells = [[layer, *(str(found.get((family, task, layer), "–")) for task in tasks)] for layer in layers]
-        title = f"Recipes {family}" if family else "Runs without a recipe"
+        title = f"Recipes {family}, of other sizes than published" if family else "Runs without a recipe"
         made.append((title, ["", *(NAMES[task] for task in tasks)], cells))
     if rows:
         made.append(("Runs", list(_RUN_COLUMNS), [_run_cells(row) for row in sorted(rows, key=lambda row: row.date)]))

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from longconv.training import ClassifyConfig, TrainResult
+from longconv.training import TaskConfig, TrainResult
 
 from . import recipes
 
@@ -82,7 +82,7 @@ class Row:
         return set(json.loads(self.changes))
 
 
-def recipe_hash(config: ClassifyConfig) -> str:
+def recipe_hash(config: TaskConfig) -> str:
     """Eight hexadecimal digits, equal for configurations that learn the same but for their seeds.
 
     They are of all options but the seed, folders, what is logged and saved, and processes that load data.
@@ -91,7 +91,7 @@ def recipe_hash(config: ClassifyConfig) -> str:
 
 
 def append(
-    recipe: str, config: ClassifyConfig, result: TrainResult, *, smoke: bool = False, path: Path | None = None
+    recipe: str, config: TaskConfig, result: TrainResult, *, smoke: bool = False, path: Path | None = None
 ) -> Path:
     """Append the row of a run, and return the file.
 
@@ -108,12 +108,13 @@ def append(
         ValueError: the file has other columns. It is left as it was.
     """
     row = make_row(recipe, config, result, smoke=smoke)
-    path = path or (Path(config.output).parent / "lra.csv" if smoke else default_path())
+    table = config.task.partition("/")[0]
+    path = path or (Path(config.output).parent / f"{table}.csv" if smoke else default_path(table))
     append_row(path, row)
     return path
 
 
-def make_row(recipe: str, config: ClassifyConfig, result: TrainResult, *, smoke: bool = False) -> Row:
+def make_row(recipe: str, config: TaskConfig, result: TrainResult, *, smoke: bool = False) -> Row:
     """The row of a run; arguments as in `append`."""
     options, asked = _deciding(config), _deciding(recipes.get(recipe)) if recipe else {}
     return Row(
@@ -182,19 +183,20 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def default_path() -> Path:
-    """Where rows are appended; see the module."""
+def default_path(table: str = "lra") -> Path:
+    """Where rows of a family of tasks are appended, "lra" or "synthetic"; see the module."""
     folder = os.environ.get("LONGCONV_RESULTS")
     if folder:
-        return Path(folder) / "lra.csv"
+        return Path(folder) / f"{table}.csv"
     is_checkout = (SHIPPED.parents[2] / "pyproject.toml").is_file()
-    return SHIPPED if is_checkout else Path("runs") / "lra.csv"
+    return SHIPPED.with_name(f"{table}.csv") if is_checkout else Path("runs") / f"{table}.csv"
 
 
-def _deciding(config: ClassifyConfig) -> dict[str, Any]:
+def _deciding(config: TaskConfig) -> dict[str, Any]:
     """The options that decide what is learnt, as JSON has them: lists for tuples, so that equal options are equal."""
     options = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    options["data_dir"] = options["data_dir"] and "given"  # the same files may lie anywhere
+    if options.get("data_dir"):
+        options["data_dir"] = "given"  # the same files may lie anywhere
     return {name: value for name, value in options.items() if name not in _FREE}
 
 

@@ -10,6 +10,7 @@ decode.py    a token of distilled Hyena: Hyena with its history, attention, GPT-
 lra.py       training steps of every layer, and what tasks load (lra_data.py), of the same models (lra_models.py);
              tables and plot: lra_report.py
 lra_baselines.py   what linear classifiers reach on tasks (../lra_baselines.py)
+synthetic.py   what mixers reach on synthetic tasks, by length
 stages.py    where its time goes on a CPU, against the floor of its transforms
 distill.py   methods of distillation, at equal order: the published one
 quality.py   what distillation costs language models (quality_models.py), on text; tables and plot: quality_report.py
@@ -21,7 +22,7 @@ results/     rows appended by every run, with device, versions and date
 from collections.abc import Callable
 from typing import Any
 
-from . import decode, dilated, distill, fftconv, lra, lra_baselines, quality, stages, tcnca
+from . import decode, dilated, distill, fftconv, lra, lra_baselines, quality, stages, synthetic, tcnca
 
 #: The functions behind `longconv bench NAME`.
 BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[..., list[Any]]] = {
     "decode": decode.run,
     "lra": lra.run,
     "lra-baselines": lra_baselines.run,
+    "synthetic": synthetic.run,
     "stages": stages.run,
 }
 

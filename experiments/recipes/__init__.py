@@ -1,6 +1,6 @@
 """Recipes: a configuration of training with a name, and where its numbers are from.
 
-    get("lra.listops.sgconv")      a `ClassifyConfig`; replace what you like, and give it to `longconv.training.train`
+    get("lra.listops.sgconv")      a `TaskConfig`; replace what you like, and give it to `longconv.training.train`
     source("lra.listops.sgconv")   the paper or the file it follows, or "ours, after ..."
     names("lra.listops")           which there are
     smoke(config)                  the same in less than a minute
@@ -10,22 +10,23 @@ On the command line: `longconv train lra.listops.sgconv [--smoke] [any option]`;
 recipe.py   what a recipe is
 lra/        the Long Range Arena as published, one file for each layer; published.py: its published results
 small.py    the same layers at sizes for a CPU
+synthetic.py    recall and copying, language models
 smoke.py    `smoke`
 """
 
 import dataclasses
 import difflib
 
-from longconv.training import ClassifyConfig
+from longconv.training import TaskConfig
 
-from . import lra, small
+from . import lra, small, synthetic
 from .recipe import Recipe
 from .smoke import smoke
 
 __all__ = ["RECIPES", "Recipe", "get", "names", "smoke", "source"]
 
 #: Every recipe by its name.
-RECIPES: dict[str, Recipe] = {**lra.RECIPES, **small.RECIPES}
+RECIPES: dict[str, Recipe] = {**lra.RECIPES, **small.RECIPES, **synthetic.RECIPES}
 
 
 def names(prefix: str = "") -> tuple[str, ...]:
@@ -37,7 +38,7 @@ def names(prefix: str = "") -> tuple[str, ...]:
     return tuple(sorted(name for name in RECIPES if name.split(".")[: len(words)] == words))
 
 
-def get(name: str) -> ClassifyConfig:
+def get(name: str) -> TaskConfig:
     """The configuration called `name`, whose output is `runs/NAME`.
 
     Raises:

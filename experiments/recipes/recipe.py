@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longconv.training import ClassifyConfig
+from longconv.training import ClassifyConfig, TaskConfig
 
 #: Begins the source of a recipe of which nothing is published.
 OURS = "ours, after "
@@ -39,7 +39,7 @@ class Recipe:
     """
 
     name: str
-    config: ClassifyConfig
+    config: TaskConfig
     source: str
 
     @property
@@ -78,13 +78,13 @@ def recipe(name: str, source: str, mixer: dict[str, Any], **options: Any) -> Rec
     )
 
 
-def epoch_steps(config: ClassifyConfig) -> int:
+def epoch_steps(config: TaskConfig) -> int:
     """Updates in a pass over the train split as published, or over as many rows as the options ask for."""
     rows = config.task_options.get("sizes", [ROWS[config.task]])[0]
     return math.ceil(rows / (config.batch_size * config.accumulate))
 
 
-def planned_steps(config: ClassifyConfig) -> int:
+def planned_steps(config: TaskConfig) -> int:
     """Updates that the recipe asks for: rows x epochs / batch, or fewer if it says how many."""
     if config.epochs is None:
         return config.steps

@@ -5,27 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from longconv.tasks.lra import standin
-from longconv.training import ClassifyConfig
+from longconv.training import SyntheticConfig, TaskConfig
 
 ROWS = (16, 10, 10)
 #: Tasks whose data has to be fetched: a few made-up rows, in files like theirs, stand in for it.
 FETCHED = ("lra/text", "lra/retrieval", "lra/image", "lra/scifar", "lra/smnist", "lra/pmnist")
 
 
-def smoke(config: ClassifyConfig) -> ClassifyConfig:
+def smoke(config: TaskConfig) -> TaskConfig:
     """The same recipe with a few steps of two layers of 32 channels, on 16 short sequences, offline.
 
     Mixers, their options, norms, pooling, schedule and precision stay. Pathfinder has 32 pixels and is easy, because
     that is soon drawn, expressions of ListOps have fewer than 100 tokens. Where data would have to be fetched a
     stand-in is written, into `data` in the folder of the output, which is `runs/smoke/NAME`; prepared data goes to
-    `cache` there.
+    `cache` there. Synthetic tasks have 32 tokens, and keep their vocabulary.
 
     Raises:
         ValueError: there is no stand-in for the task.
     """
     output = Path("runs") / "smoke" / Path(config.output).name
     task, data_dir, options = config.task, None, dict(config.task_options)
-    if task in FETCHED:
+    if isinstance(config, SyntheticConfig):
+        options |= {"sizes": list(ROWS)}
+        options |= {"num_kv_pairs": 4} if task == "synthetic/mqar" else {}
+        options |= {"num_tokens_to_copy": 4} if task.endswith("copying") else {}
+    elif task in FETCHED:
         data_dir = output / "data"
         standin.write(task, data_dir, rows=ROWS)
     elif task == "lra/listops":
@@ -52,5 +56,8 @@ def smoke(config: ClassifyConfig) -> ClassifyConfig:
         "workers": 0,
         "compile": False,
     }
-    where: dict[str, Any] = {"output": output, "data_dir": data_dir, "cache_dir": output / "cache"}
+    where: dict[str, Any] = {"output": output}
+    where |= (
+        {"length": 32} if isinstance(config, SyntheticConfig) else {"data_dir": data_dir, "cache_dir": output / "cache"}
+    )
     return dataclasses.replace(config, task=task, task_options=options, **where, **small, **run)

@@ -81,6 +81,11 @@ def test_rows_are_the_tasks():
         ("lra.image.s4d", 180_000, 0),
         ("lra.pathfinder32.s4d", 500_000, 0),
         ("lra.pathx.s4d", 500_000, 0),
+        # ctlllll/SGConv: the same, there of several GPUs together.
+        ("lra.listops.sgconv", 80_000, 0.05),
+        ("lra.retrieval.sgconv", 50_000, 0.1),
+        ("lra.pathfinder32.sgconv", 500_000, 0),
+        ("lra.pathx.sgconv", 125_000, 0),
         # facebookresearch/mega: --max-update.
         ("lra.listops.mega", 90_000, 0),
         ("lra.text.mega", 25_000, 0),

@@ -40,7 +40,7 @@ def s4d(task: str, source: str, filter: dict[str, Any] | None = None, **options:
 RECIPES = (
     s4d("listops", FILES + "listops.yaml", TOKENS, layers=8, hidden_size=128, norm_position="post", batch_size=50,
         epochs=40),
-    s4d("text", FILES + "imdb.yaml", TOKENS, batch_size=16, epochs=32),
+    s4d("text", FILES + "imdb.yaml", TOKENS, task_options={"level": "char"}, batch_size=16, epochs=32),
     s4d("retrieval", FILES + "aan.yaml", TOKENS, batch_size=64, epochs=20),
     s4d("image", FILES + "cifar.yaml", {"n_ssm": 2, "lr_dt": None}, hidden_size=512, norm="layer",
         norm_position="post", dropout=0.1, batch_size=50, epochs=200),

@@ -1,0 +1,118 @@
+"""Synthetic tasks at L = 256, for a CPU: recipes `synthetic.TASK.MIXER`; `configuration` has them at any length.
+
+All are ours. What they follow:
+
+- Poli et al. 2023 ("Hyena Hierarchy", appendix A.1) on recall: vocabularies of 10 to 40, two layers of width 64, AdamW
+  with betas (0.9, 0.98), weight decay 0.1, batches of 32, a cosine after a warm-up of 5%, 200 passes over 2,000
+  sequences at a learning rate of 5e-4, which is 12,500 updates. HazyResearch/safari
+  configs/experiment/synthetics/associative_recall/*.yaml: an MLP of 4 D, one head of attention, Hyena's filters with
+  emb_dim 5, filter_order 64, w 10.
+- Arora et al. 2023 ("Zoology"): HazyResearch/zoology zoology/experiments/iclr24_zoology_figure2/configs.py: L/16 pairs,
+  fillers that are no keys, the best of widths 64 to 512 and learning rates 1e-4, 4.6e-4, 2.2e-3 and 1e-2, 64 passes
+  over 100,000 sequences. Its vocabulary is 8,192; here it is 512, since most of the time would go into logits.
+- Gu and Dao 2023 ("Mamba", section 4.1) on induction heads, L = 256 and 16 ids, new sequences in every step; and Poli
+  et al. 2024 (athms/mad-lab configs/tasks/) on noisy recall and copying.
+
+Here: sequences are new in every step, 2,500 of which take minutes on one core, so the learning rate is higher.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from longconv.training import SyntheticConfig
+
+from .recipe import OURS, Recipe
+
+LENGTH = 256
+#: Name -> vocabulary, other options, and what is followed.
+TASKS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "recall": (30, {}, "Poli et al. 2023, appendix A.1"),
+    "mqar": (512, {"random_non_queries": False}, "Arora et al. 2023, HazyResearch/zoology iclr24_zoology_figure2"),
+    "induction": (16, {}, "Gu and Dao 2023, section 4.1.2"),
+    "copying": (16, {}, "Arjovsky et al. 2016, and Poli et al. 2024, athms/mad-lab"),
+    "selective_copying": (16, {}, "Gu and Dao 2023, section 4.1.1, and Poli et al. 2024, athms/mad-lab"),
+    "noisy_recall": (32, {"noise": 0.2}, "Poli et al. 2024, athms/mad-lab noisy-in-context-recall.yml"),
+}
+#: Name in a recipe -> pattern of mixers.
+MIXERS = {
+    "attention": "attention",
+    "hyena": "hyena",
+    "multi_hyena": "multi_hyena",
+    "sgconv": "sgconv",
+    "multires": "multires",
+    "tcnca": "tcnca",
+    "mega": "mega",
+    "hyena-attention": "hyena attention",
+}
+CHUNK = 64  # of MEGA's and TCNCA's attention, which else would be attention to all
+FILTER: dict[str, Any] = {"name": "hyena", "emb_dim": 5, "order": 64, "w": 10.0}
+BASE: dict[str, Any] = {
+    "layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "activation": "gelu",
+    "norm": "layer",
+    "batch_size": 32,
+    "lr": 2.2e-3,
+    "weight_decay": 0.1,
+    "beta2": 0.98,
+    "warmup": 0.05,
+    "schedule": "cosine",
+    "steps": 2_500,
+    "evaluate_every": 125,
+    "evaluate_batches": 0,
+    "save_every": 0,
+    "log_every": 25,
+}
+
+
+def configuration(task: str, mixer: str, length: int = LENGTH) -> SyntheticConfig:
+    """The configuration of a task and a mixer at a length, whose output is `runs/synthetic.TASK.MIXER`.
+
+    Args:
+        task: a key of `TASKS`.
+        mixer: a key of `MIXERS`.
+        length: of the sequences. MQAR has length // 16 pairs, TCNCA as many convolutions as reach over all.
+
+    Raises:
+        ValueError: there is no such task or mixer.
+    """
+    for kind, name, known in (("task", task, TASKS), ("mixer", mixer, MIXERS)):
+        if name not in known:
+            raise ValueError(f"no recipe has the {kind} {name!r}; there are: {', '.join(known)}")
+    vocabulary, options, _ = TASKS[task]
+    if task == "mqar":
+        options = options | {"num_kv_pairs": max(1, length // 16)}
+    return SyntheticConfig(
+        output=Path("runs") / f"synthetic.{task}.{mixer}",
+        task=f"synthetic/{task}",
+        task_options={**options, "sizes": [6_400, 512, 512], "fresh": True},
+        length=length,
+        vocab_size=vocabulary,
+        mixers=MIXERS[mixer],
+        mixer_options={name: _options(name, length) for name in MIXERS[mixer].split()},
+        **BASE,
+    )
+
+
+def _options(mixer: str, length: int) -> dict[str, Any]:
+    taps, depth = 4, 1
+    while taps**depth < length + 3:  # the longest rows have three tokens more
+        depth += 1
+    options: dict[str, dict[str, Any]] = {
+        "attention": {"num_heads": 1},
+        "hyena": {"order": 2, "filter": FILTER},
+        "multi_hyena": {"num_heads": 8, "filter": FILTER},
+        "sgconv": {"filter": {"name": "sgconv", "kernel_dim": 64}},
+        "multires": {"kernel_size": 4, "output": "glu"},
+        "tcnca": {"num_layers": depth, "kernel_size": taps, "dilation_factor": taps, "chunk_size": CHUNK},
+        "mega": {"chunk_size": CHUNK},
+    }
+    return options[mixer]
+
+
+RECIPES: dict[str, Recipe] = {
+    f"synthetic.{task}.{mixer}": Recipe(f"synthetic.{task}.{mixer}", configuration(task, mixer), OURS + source)
+    for task, (_, _, source) in TASKS.items()
+    for mixer in MIXERS
+}
