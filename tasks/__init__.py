@@ -26,6 +26,12 @@ _TASKS = {
     "lra/pmnist": "longconv.tasks.lra:PMNIST",
     "lra/scifar": "longconv.tasks.lra:SCifar",
     "lra/digits": "longconv.tasks.lra:Digits",
+    "synthetic/recall": "longconv.tasks.synthetic:Recall",
+    "synthetic/mqar": "longconv.tasks.synthetic:MQAR",
+    "synthetic/induction": "longconv.tasks.synthetic:Induction",
+    "synthetic/copying": "longconv.tasks.synthetic:Copying",
+    "synthetic/selective_copying": "longconv.tasks.synthetic:SelectiveCopying",
+    "synthetic/noisy_recall": "longconv.tasks.synthetic:NoisyRecall",
 }
 
 
