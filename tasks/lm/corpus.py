@@ -57,6 +57,11 @@ class Corpus:
     documents: dict[str, tuple[Document, ...]]
     left_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.documents)
+
     def bytes_in(self, split: str) -> int:
         """Number of UTF-8 bytes of text in `split`."""
         return sum(document.n_bytes for document in self.documents[split])

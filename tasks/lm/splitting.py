@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 
 
-def _uniform(text: str) -> float:
+def uniform(text: str) -> float:
     """A number in [0, 1) that depends on `text` alone, on every machine."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
     # 53 bits: every such integer is a float, so rounding never reaches 1.
@@ -26,7 +26,7 @@ def split_by_name(documents: Sequence[Document], validation: float, test: float)
     splits |= {"validation": []} if validation else {}
     splits |= {"test": []} if test else {}
     for document in documents:
-        u = _uniform(document.name)
+        u = uniform(document.name)
         splits["test" if u < test else "validation" if u < test + validation else "train"].append(document)
     return splits
 
@@ -35,7 +35,7 @@ def cut_one_file(documents: Sequence[Document], validation: float, test: float) 
     """Cut the only document in up to three parts, at line ends: train first, then validation, then test."""
     (whole,) = documents
     raw = whole.text().encode("utf-8")
-    cuts = [0, _line_end(raw, 1 - validation - test), _line_end(raw, 1 - test), len(raw)]
+    cuts = [0, line_end(raw, 1 - validation - test), line_end(raw, 1 - test), len(raw)]
     splits: dict[str, list[Document]] = {}
     for split, fraction, start, stop in zip(SPLITS, (1.0, validation, test), cuts, cuts[1:], strict=False):
         if fraction:
@@ -44,7 +44,7 @@ def cut_one_file(documents: Sequence[Document], validation: float, test: float) 
     return splits
 
 
-def _line_end(raw: bytes, fraction: float) -> int:
+def line_end(raw: bytes, fraction: float) -> int:
     """First line end at or after `fraction` of `raw`; a text of one line is cut between two characters."""
     position = round(len(raw) * fraction)
     if (newline := raw.find(b"\n", max(position - 1, 0), len(raw) - 1)) >= 0:
@@ -87,7 +87,7 @@ def cap(splits: Mapping[str, Sequence[Document]], max_bytes: int) -> dict[str, l
         room = share = max_bytes * size[split] // total
         chosen = []
         # Not the hash that chose the split: within test that one is small for every document.
-        for document in sorted(documents, key=lambda document: _uniform(f"sample/{document.name}")):
+        for document in sorted(documents, key=lambda document: uniform(f"sample/{document.name}")):
             if document.n_bytes <= room:
                 room -= document.n_bytes
                 chosen.append(document)

@@ -1,0 +1,327 @@
+"""Corpora by name: where each is found, on this machine or on the Hugging Face Hub, and its splits as published."""
+
+import itertools
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from longconv.tasks import cache
+from longconv.tasks.lm.corpus import Corpus, Data
+from longconv.tasks.lm.hub import ArticlesPart, HubPart, hub_stream
+from longconv.tasks.lm.parts import PART_BYTES, CutPart, File, Part
+from longconv.tasks.lm.records import Records, limited, open_any, open_records
+from longconv.tasks.lm.splitting import SPLITS
+
+# Part of the keys of what is kept of the Hub.
+_FORMAT = 1
+_MEGABYTES = 10**6
+#: EnWik8 and text8, as they have been divided since Mahoney's benchmark was used for models of characters.
+_PUBLISHED_CUT = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
+_MAHONEY = "http://mattmahoney.net/dc/"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A corpus with a name.
+
+    Attributes:
+        title: what people call it.
+        repository, config, revision: of the data set on the Hub.
+        splits: of ours the Hub's; those that are not there are taken out of train by a hash of the text.
+        kind: "text" is one text of 100 MB to be cut, "articles" has lines as rows, "documents" a document a row.
+        files: names of the local files, by split; "" for the one text.
+        fetch: what to fetch, and where to put it.
+        large: too much to be read whole: `max_bytes` has to be given for the Hub.
+    """
+
+    title: str
+    repository: str
+    splits: dict[str, str]
+    fetch: str
+    config: str | None = None
+    revision: str | None = None
+    kind: str = "documents"
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    large: bool = False
+
+
+_ALL = {"train": "train", "validation": "validation", "test": "test"}
+_FOLDER = "files as on the Hub (JSON lines or Parquet, packed or not)"
+
+
+def _wikitext(kind: str, ending: str) -> Named:
+    files = {
+        ours: (f"wiki.{theirs}.{ending}",) for ours, theirs in zip(SPLITS, ("train", "valid", "test"), strict=True)
+    }
+    names = ", ".join(name for (name,) in files.values())
+    fetch = f"fetch {names}, and give their folder"
+    return Named("WikiText-103", "Salesforce/wikitext", _ALL, fetch, kind, kind="articles", files=files)
+
+
+NAMED = {
+    "enwik8": Named(
+        "EnWik8",
+        "LTCB/enwik8",
+        {"train": "train"},
+        f"fetch {_MAHONEY}enwik8.zip, and give its place",
+        "enwik8-raw",
+        "refs/convert/parquet",  # the repository itself holds a script, which `datasets` no longer runs
+        "text",
+        {"": ("enwik8", "enwik8.zip", "enwik8.gz")},
+    ),
+    "text8": Named(
+        "text8",
+        "afmck/text8",
+        {"train": "train"},
+        f"fetch {_MAHONEY}text8.zip, and give its place",
+        kind="text",
+        files={"": ("text8", "text8.zip", "text8.gz")},
+    ),
+    "wikitext-103": _wikitext("wikitext-103-raw-v1", "raw"),
+    "wikitext-103-tokens": _wikitext("wikitext-103-v1", "tokens"),
+    "pg19": Named(
+        "PG-19",
+        "emozilla/pg19",  # deepmind/pg19 in Parquet: that one is a script
+        _ALL,
+        "fetch https://storage.googleapis.com/deepmind-gutenberg, and give the folder with train, validation and test",
+    ),
+    "c4": Named("C4", "allenai/c4", {"train": "train", "validation": "validation"}, _FOLDER, "en", large=True),
+    "fineweb": Named("FineWeb", "HuggingFaceFW/fineweb", {"train": "train"}, _FOLDER, "sample-10BT", large=True),
+    "fineweb-edu": Named(
+        "FineWeb-Edu", "HuggingFaceFW/fineweb-edu", {"train": "train"}, _FOLDER, "sample-10BT", large=True
+    ),
+    "pile": Named("The Pile", "monology/pile-uncopyrighted", _ALL, _FOLDER, large=True),
+}
+NAMED = {
+    name: replace(named, fetch=f"fetch {named.fetch}, and give their folder") if named.fetch == _FOLDER else named
+    for name, named in NAMED.items()
+}
+
+
+def named_corpus(data: Data) -> tuple[str, Path | None] | None:
+    """The name that `data` is, and the place that is said or is there; None if it is no name.
+
+    ``"enwik8"`` is a name, ``"enwik8:downloads/enwik8.zip"`` a name with a place. A file or folder of that name in the
+    working folder is its place. So is a file called ``enwik8`` or ``text8``, plain or as ``.zip``, that has just
+    100,000,000 bytes, wherever it is.
+    """
+    if not isinstance(data, str | os.PathLike):
+        return None
+    name, colon, place = os.fspath(data).partition(":")
+    if name in NAMED and colon:
+        return name, Path(place).expanduser()
+    path = Path(data).expanduser()
+    if name in NAMED:
+        if not path.exists():
+            return name, None
+        # A folder that is only called so is a folder.
+        files = [file for names in NAMED[name].files.values() for file in names]
+        return (name, path) if not path.is_dir() or not files or any((path / f).exists() for f in files) else None
+    for name, named in NAMED.items():
+        if named.kind == "text" and path.name in named.files[""] and path.is_file() and _text_size(path) == _size():
+            return name, path
+    return None
+
+
+def open_data(
+    data: Data,
+    *,
+    cache_dir: Path,
+    text_field: str = "text",
+    suffixes: Sequence[str] | None = None,
+    validation: float = 0.05,
+    test: float = 0.05,
+    max_bytes: int | None = None,
+) -> Corpus | Records:
+    """What `data` is: the name of a corpus (`open_named`), or files (`open_records`, `open_corpus`)."""
+    found = named_corpus(data)
+    # A file that was only recognised is cut as published if that is what the fractions say.
+    said = isinstance(data, str | os.PathLike) and os.fspath(data).partition(":")[0] in NAMED
+    if found is not None and (said or (validation, test) == (0.05, 0.05)):
+        name, place = found
+        return open_named(name, place, cache_dir=cache_dir, validation=validation, test=test, max_bytes=max_bytes)
+    return open_any(
+        data, text_field=text_field, suffixes=suffixes, validation=validation, test=test, max_bytes=max_bytes
+    )
+
+
+def open_named(
+    name: str,
+    place: Path | None,
+    *,
+    cache_dir: Path,
+    validation: float = 0.05,
+    test: float = 0.05,
+    max_bytes: int | None = None,
+) -> Corpus | Records:
+    """The corpus called `name`, from `place` on this machine or, without one, from the Hub.
+
+    validation, test: fractions of splits that were not published; where there are published ones, these are used.
+    max_bytes: at most so many bytes in all: of a corpus on the Hub, `validation` and `test` of it for these splits,
+        the first documents of each of its shards; of EnWik8 and text8 the beginning of each split.
+
+    Raises FileNotFoundError that says what to fetch and where to put it, and ValueError for a large corpus of the Hub
+    without `max_bytes`, or if what is there is not the corpus.
+    """
+    named = NAMED[name]
+    if max_bytes is not None and max_bytes < 1:
+        raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise ValueError(f"validation={validation} and test={test} must be at least 0 and add up to less than 1")
+    if place is not None and not place.exists():
+        raise FileNotFoundError(f"no file or folder {place}; for {named.title} {named.fetch}")
+    if named.kind == "text":
+        return _one_text(name, named, place, cache_dir, max_bytes)
+    if place is None:
+        return _from_hub(name, named, cache_dir, validation, test, max_bytes)
+    if named.kind == "articles":
+        parts = tuple(ArticlesPart(split=split, file=_find(named, split, place, name)) for split in named.files)
+        records = Records(f"{named.title}, {place}", parts)
+        return records if max_bytes is None else limited(records, max_bytes)
+    folders = {split: place / split for split in SPLITS if (place / split).is_dir()}
+    books = name == "pg19" and "train" in folders
+    fractions: dict[str, Any] = {"validation": validation, "test": test, "max_bytes": max_bytes}
+    corpus = open_records(folders, suffixes=(".txt",), **fractions) if books else open_any(place, **fractions)
+    return replace(corpus, source=f"{named.title}, {place}")
+
+
+def _find(named: Named, split: str, place: Path, name: str) -> File:
+    """The local file of a split, `place` itself or in it."""
+    names = named.files[split]
+    for candidate in [place / file for file in names] if place.is_dir() else [place]:
+        if candidate.is_file() and candidate.name in names:
+            return File.of(candidate)
+    raise FileNotFoundError(f"no {' or '.join(names)} in {place}; for {named.title} {named.fetch}: --data {name}:PLACE")
+
+
+def _size() -> int:
+    return 100 * _MEGABYTES
+
+
+def _text_size(path: Path) -> int:
+    """Bytes of the text in a file, as far as they are known without unpacking it."""
+    if path.suffix == ".zip" and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    return path.stat().st_size
+
+
+def _one_text(name: str, named: Named, place: Path | None, cache_dir: Path, max_bytes: int | None) -> Records:
+    """EnWik8 and text8: cut after 90 and 95 million bytes, at the next character if that is within one."""
+    if place is None:
+        folder = cache_dir / f"{name}-{cache.make_key(_FORMAT, named.repository, named.revision, named.config)}"
+        file = File.of(cache.fetch(folder, lambda new: _download(named, new / name)) / name)
+        source = f"{named.title}, {named.repository} on the Hugging Face Hub"
+    else:
+        file = _find(named, "", place, name)
+        source = f"{named.title}, {file.path}"
+    if file.path.suffix not in (".gz",) and _text_size(file.path) != _size():
+        raise ValueError(f"{file.path} has {_text_size(file.path):,} bytes of text: {named.title} has {_size():,}")
+    share = 1.0 if max_bytes is None else min(1.0, max_bytes / _size())
+    bounds = [0, *(end * _MEGABYTES for _, end in _PUBLISHED_CUT.values())]
+    stops = [start + max(1, int((stop - start) * share)) for start, stop in itertools.pairwise(bounds)]
+    at = _characters(file, [*bounds, *stops])
+    parts = [
+        CutPart(split=split, file=file, start=at[start], stop=at[stop])
+        for split, start, stop in zip(SPLITS, bounds, stops, strict=False)
+    ]
+    return Records(source, tuple(parts))
+
+
+def _characters(file: File, positions: list[int]) -> dict[int, int]:
+    """For each position in a text the next one that does not lie within a character."""
+    found: dict[int, int] = {}
+    with file.open() as stream:
+        offset = 0
+        for position in sorted(set(positions)):
+            while offset < position and (chunk := stream.read(min(position - offset, 1 << 24))):
+                offset += len(chunk)
+            if offset < position:
+                raise ValueError(f"{file.path} ends after {offset:,} bytes of text, before {position:,}")
+            found[position] = offset
+            # Positions are far apart, so those that follow are not missed by what is read here.
+            while (byte := stream.read(1)) and byte[0] & 0xC0 == 0x80:
+                offset += 1
+                found[position] = offset
+            offset += len(byte)
+    if byte:
+        raise ValueError(f"{file.path} goes on after {max(positions):,} bytes of text")
+    return found
+
+
+def _download(named: Named, file: Path) -> None:
+    """Write the one text of a corpus of the Hub into a file with its name."""
+    rows = _hub(named, file.name, "train")
+    written = 0
+    with file.open("wb") as stream:
+        for row in rows:
+            written += stream.write(row["text"].encode("utf-8"))
+    if written != _size():
+        raise ValueError(
+            f"{named.repository} on the Hub has {written:,} bytes, {named.title} has {_size():,}; {named.fetch}"
+        )
+
+
+def _hub(named: Named, name: str, split: str) -> Any:
+    try:
+        return hub_stream(named.repository, named.config, split, named.revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{named.title} is not on this machine, and {error}; {named.fetch}: --data {name}:PLACE"
+        ) from error
+
+
+def _from_hub(
+    name: str, named: Named, cache_dir: Path, validation: float, test: float, max_bytes: int | None
+) -> Records:
+    """Shards of the Hub as parts. How many there are is asked once and kept, so that later runs need no network."""
+    if named.large and max_bytes is None:
+        raise ValueError(
+            f"{named.title} is too large to be read whole: max_bytes says how much of it to stream and keep"
+        )
+    fractions = {"validation": validation, "test": test}
+    budgets: dict[str, int | None] = dict.fromkeys(named.splits)
+    if max_bytes is not None:
+        held_out = sum(fractions[split] for split in named.splits if split != "train")
+        shares = {"train": 1.0 - held_out} | fractions
+        budgets = {split: max(1, int(max_bytes * shares[split])) for split in named.splits if shares[split]}
+    key = cache.make_key(_FORMAT, named.repository, named.revision, named.config, named.splits)
+    count_shards = _shard_counter(named, name)
+    plan = cache.fetch(cache_dir / f"hub-{key}", lambda new: count_shards(new / "shards.json")) / "shards.json"
+    shards: dict[str, int] = json.loads(plan.read_text())
+    parts: list[Part] = []
+    for split, budget in budgets.items():
+        # Articles run from one file into the next.
+        count = 1 if named.kind == "articles" else shards[split]
+        count = count if budget is None else min(count, math.ceil(budget / PART_BYTES))
+        parts += [
+            HubPart(
+                split=split if set(named.splits) != {"train"} else None,
+                limit=None if budget is None else max(1, budget // count),
+                repository=named.repository,
+                config=named.config,
+                revision=named.revision,
+                hub_split=named.splits[split],
+                field="text",
+                index=index,
+                count=count,
+                lines=named.kind == "articles",
+            )
+            for index in range(count)
+        ]
+    source = f"{named.title}, {named.repository} on the Hugging Face Hub"
+    hashed = set(named.splits) == {"train"}
+    return Records(source, tuple(parts), *((validation, test) if hashed else (0.0, 0.0)))
+
+
+def _shard_counter(named: Named, name: str) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        counts = {ours: _hub(named, name, theirs).num_shards for ours, theirs in named.splits.items()}
+        file.write_text(json.dumps(counts))
+
+    return write
