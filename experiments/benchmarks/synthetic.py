@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from longconv.experiments.recipes import synthetic
 from longconv.experiments.results import recipe_hash
@@ -113,8 +114,8 @@ def run(
         for mixer in mixers:
             for seed in seeds:
                 config = synthetic.configuration(task, mixer, length)
-                changes = {"seed": seed, "steps": steps, "minutes": minutes, "quiet": True}
-                changes = {name: value for name, value in changes.items() if value is not None}
+                asked: dict[str, Any] = {"seed": seed, "steps": steps, "minutes": minutes, "quiet": True}
+                changes = {name: value for name, value in asked.items() if value is not None}
                 folder = runs / f"{task}-{mixer}-{length}-{seed}"
                 wanted.append((mixer, dataclasses.replace(config, output=folder, **changes)))
                 wanted[-1][1].check()

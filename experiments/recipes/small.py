@@ -50,10 +50,8 @@ def digits(layer: str, **mixer: Any) -> Recipe:
     """`lra.digits.LAYER` on images of 16 x 16 pixels, for a minute and a half. `mixer`: options that see so far."""
     config = lra.RECIPES[f"lra.digits.{layer}"].config
     options = {layer: config.mixer_options[layer] | mixer}
-    name, by_clock = (
-        f"lra-small.digits.{layer}",
-        {"epochs": None, "minutes": 1.5, "evaluate_every": 100, "save_every": 0},
-    )
+    name = f"lra-small.digits.{layer}"
+    by_clock: dict[str, Any] = {"epochs": None, "minutes": 1.5, "evaluate_every": 100, "save_every": 0}
     config = dataclasses.replace(
         config, output=Path("runs") / name, task_options={"scale": 2}, mixer_options=options, **by_clock
     )

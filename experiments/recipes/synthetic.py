@@ -24,6 +24,7 @@ from longconv.training import SyntheticConfig
 from .recipe import OURS, Recipe
 
 LENGTH = 256
+SIZES = (6_400, 512, 512)  # of which the first only says what an epoch is, since rows are always new
 #: Name -> vocabulary, other options, and what is followed.
 TASKS: dict[str, tuple[int, dict[str, Any], str]] = {
     "recall": (30, {}, "Poli et al. 2023, appendix A.1"),
@@ -86,7 +87,7 @@ def configuration(task: str, mixer: str, length: int = LENGTH) -> SyntheticConfi
     return SyntheticConfig(
         output=Path("runs") / f"synthetic.{task}.{mixer}",
         task=f"synthetic/{task}",
-        task_options={**options, "sizes": [6_400, 512, 512], "fresh": True},
+        task_options={**options, "sizes": list(SIZES), "fresh": True},
         length=length,
         vocab_size=vocabulary,
         mixers=MIXERS[mixer],

@@ -14,6 +14,11 @@ Or a classifier of sequences, by a recipe or on a task:
   longconv train lra.listops.sgconv --minutes 20 --lr 1e-3 ...   any option of the recipe can be replaced
   longconv train lra/listops --mixers hyena --epochs 5 ...       a task without a recipe
 
+Or a language model on a synthetic task, likewise:
+
+  longconv train synthetic.recall.hyena
+  longconv train synthetic/mqar --mixers "hyena attention" --length 512 --steps 5000
+
 and with --help after the name the options are shown. What follows here are those of language models."""
 
 
@@ -34,22 +39,24 @@ def _train_by_name(name: str, argv: list[str]) -> int:
     import tyro
 
     from longconv.experiments import recipes, results
-    from longconv.training import ClassifyConfig, Interrupted
+    from longconv.training import ClassifyConfig, Interrupted, SyntheticConfig, TaskConfig
 
     inside = recipes.names(name)
     if inside and name not in inside:
         width = max(map(len, inside))
         print("\n".join(f"{found:<{width}}  {recipes.source(found)}" for found in inside))
         return 0
+    base: TaskConfig
     if "/" in name:
-        recipe, base = "", ClassifyConfig(output=Path("runs", name.replace("/", ".")), task=name)
+        kind = SyntheticConfig if name.startswith("synthetic/") else ClassifyConfig
+        recipe, base = "", kind(output=Path("runs", name.replace("/", ".")), task=name)
     else:
         recipe, base = name, recipes.get(name)
     smoke = "--smoke" in argv
     if smoke:
         base = recipes.smoke(base)
     options = [option for option in argv if option != "--smoke"]
-    config = tyro.cli(ClassifyConfig, default=base, prog=f"longconv train {name}", args=options)
+    config = tyro.cli(type(base), default=base, prog=f"longconv train {name}", args=options)
     try:
         result = _train(config)
     except Interrupted as interruption:

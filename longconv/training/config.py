@@ -1,4 +1,7 @@
-"""`RunConfig`: what can be chosen about any training run. What is trained is in the classes built on it."""
+"""`RunConfig`: what can be chosen about any training run, and `TaskConfig`: about one on a task with rows.
+
+What is trained is in the classes built on them.
+"""
 
 import json
 from abc import ABC, abstractmethod
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from longconv import tasks
 from longconv.layers import check_mixer
 
 if TYPE_CHECKING:
@@ -115,3 +119,57 @@ class RunConfig(ABC):
     @abstractmethod
     def summary(self, metrics: dict[str, float]) -> str:
         """The metrics of a run in a line."""
+
+
+@dataclass(frozen=True)
+class TaskConfig(RunConfig):
+    """A run on a named task with splits of a known number of rows.
+
+    The run ends with `steps`, `epochs` or `minutes`, whichever comes first of those that are given, and the schedule
+    of the learning rate with it.
+
+    Attributes:
+        task: name of the task.
+        task_options: other options of the task as JSON, such as {"sizes": [2000, 200, 200]}.
+        epochs: passes over the train split.
+        steps: updates; 0 for as many as there are in `epochs` and `minutes`.
+        norm: in front of, or behind, every mixer and MLP.
+        norm_position: "pre" is x + f(norm(x)), "post" norm(x + f(x)).
+        intermediate_size: width of the MLPs; default 2 hidden_size, 0 for blocks without one.
+        activation: of the MLPs.
+        embedding_dropout: of the embedding alone; default `dropout`.
+        initializer_range: standard deviation of the initial weights; None for PyTorch's own initialisation.
+        workers: processes that load the data; 0 for none but the one that trains.
+        evaluate_batches: batches in an evaluation on the validation split, of rows drawn once; 0 for the whole split.
+    """
+
+    task: str = ""
+    task_options: JsonOptions = field(default_factory=dict)
+    epochs: float | None = None
+    steps: int = 0
+    norm: Literal["rms", "layer", "scale", "batch"] = "rms"
+    norm_position: Literal["pre", "post"] = "pre"
+    intermediate_size: int | None = None
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    embedding_dropout: float | None = None
+    initializer_range: float | None = 0.02
+    workers: int = 0
+
+    def check(self) -> None:
+        """See `RunConfig.check`."""
+        super().check()
+        if self.task not in tasks.available():
+            tasks.get(self.task)  # says what there is
+        if self.steps < 0 or (self.steps == 0 and self.epochs is None and self.minutes is None):
+            raise ValueError(f"steps must be at least 1, or 0 together with epochs or minutes; got {self.steps}")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+
+    def summary(self, metrics: dict[str, float]) -> str:
+        """See `RunConfig.summary`."""
+        return (
+            f"accuracy: validation {metrics['accuracy']:.4f}, test {metrics['test_accuracy']:.4f} "
+            f"(of the last weights: {metrics['last_accuracy']:.4f} and {metrics['last_test_accuracy']:.4f})"
+        )

@@ -1,9 +1,8 @@
-"""Measuring a saved classifier."""
+"""Measuring a saved classifier, or a saved language model on its synthetic task."""
 
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,7 +23,8 @@ def evaluate_classifier(
     batch_size: int = 8,
     max_batches: int | None = None,
 ) -> dict[str, float]:
-    """`accuracy` and `loss`, the mean cross-entropy in nats, of a classifier that `train` left, on a split of its task.
+    """`accuracy` and `loss`, the mean cross-entropy in nats, of a model that `train` left, on a split of its task: of a
+    classifier, or of a language model on a synthetic task, whose train split has other labels than its answers.
 
     Args:
         folder: of the model, with `task.json`.
@@ -54,4 +54,4 @@ def evaluate_classifier(
         labels.append(expected.cpu())
         losses += float(task.loss(logits[-1], labels[-1])) * len(expected)
     answers = EvalPrediction(predictions=torch.cat(logits).numpy(), label_ids=torch.cat(labels).numpy())
-    return {**task.compute_metrics(answers), "loss": losses / max(np.size(answers.label_ids), 1)}
+    return {**task.compute_metrics(answers), "loss": losses / max(len(answers.label_ids), 1)}

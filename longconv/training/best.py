@@ -1,0 +1,180 @@
+"""What is trained for accuracy: `BestJob` and its Trainer, with accuracy in the log and the best weights kept."""
+
+import json
+import math
+import shutil
+import time
+from abc import abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_model as load_weights
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from longconv.models import save_model
+
+from .batches import Batches
+from .config import TaskConfig
+from .job import Job
+from .trainer import SNAPSHOT, LongConvTrainer, checkpoints
+
+C = TypeVar("C", bound=TaskConfig)
+
+
+class BestJob(Job[C]):
+    """A job of which the weights are kept that have the best accuracy on the validation split."""
+
+    columns = ("epoch", "loss", "accuracy", "learning_rate", "grad_norm", "seconds", "data_seconds", "sequences")
+    units = "sequences"
+
+    @cached_property
+    @abstractmethod
+    def splits(self) -> dict[str, Any]:
+        """The task's, of validation those rows that are evaluated on."""
+
+    @cached_property
+    @abstractmethod
+    def batches(self) -> Batches:
+        """The train split in batches."""
+
+    @property
+    def units_per_step(self) -> int:
+        """See `Job.units_per_step`."""
+        return self.config.batch_size * self.config.accumulate
+
+    def steps(self) -> int:
+        """See `Job.steps`."""
+        config = self.config
+        if config.epochs is None:
+            return config.steps
+        steps = math.ceil(config.epochs * -(-len(self.batches) // config.accumulate))
+        return min(steps, config.steps) if config.steps else steps
+
+    def finish(self, trainer: "BestTrainer") -> dict[str, float]:
+        """Metrics of the best weights by validation accuracy, which are kept, and of the last: see `TrainResult`."""
+        test = self.splits["test"]
+        last = trainer.validate() | trainer.evaluate(test, metric_key_prefix="test")
+        best = last
+        if trainer.best is not None and trainer.best["step"] != trainer.state.global_step:
+            trainer.load_best()
+            best = trainer.best | trainer.evaluate(test, metric_key_prefix="test")
+        names = {"eval_accuracy": "accuracy", "eval_loss": "loss"}
+        names |= {"test_accuracy": "test_accuracy", "test_loss": "test_loss"}
+        metrics = {to: best[name] for name, to in names.items()}
+        return metrics | {f"last_{to}": last[name] for name, to in names.items()}
+
+
+class BestTrainer(LongConvTrainer):
+    """`LongConvTrainer` for a `BestJob`; `compute_loss` is left to be written.
+
+    Whenever the validation accuracy is higher than before, the weights go to `best-STEP` in the output folder; those
+    that neither this run nor a checkpoint could return to are removed with the next checkpoint.
+
+    Attributes:
+        best: metrics of the best evaluation so far and its `step`; None before the first.
+        waited: seconds in which training waited for its data.
+        sequences: how many have been trained on.
+    """
+
+    job: BestJob[Any]
+
+    def __init__(self, job: BestJob[Any], **kwargs: Any) -> None:
+        super().__init__(job, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the Trainer leaves dividing by what is accumulated to compute_loss
+        self.best: dict[str, float] | None = None
+        self.waited, self.sequences, self._counted = 0.0, 0, 0
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.args.device)  # of those since the last line
+        self._evaluated: tuple[int, dict[str, float]] | None = None
+
+    @abstractmethod
+    def items(self, batch: dict[str, Tensor]) -> int:
+        """How many items there are in a batch over which the loss is a mean."""
+
+    def count(self, correct: Tensor, answers: int, sequences: int) -> None:
+        """Count answers of training, for the log: how many were right, and how many there were."""
+        self._correct += correct
+        self._counted += answers
+        self.sequences += sequences
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The train split in the order of the job's `Batches`."""
+        loader = DataLoader(
+            self.job.splits["train"],
+            batch_sampler=self.job.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # what seeds the processes; else dropout would depend on their number
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """The batches of the next update, and how many items they have."""
+        started = time.monotonic()
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        if self.clock.start is not None:  # what comes before the first step is not counted anywhere
+            self.waited += time.monotonic() - started
+        return batches, sum(map(self.items, batches))
+
+    def counts(self) -> dict[str, float]:
+        """See `LongConvTrainer.counts`."""
+        return {**super().counts(), "data_seconds": round(self.waited, 3), "sequences": self.sequences}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See `LongConvTrainer.log`; with the accuracy of training since the last line."""
+        if "loss" in logs and self._counted:
+            logs = {**logs, "accuracy": self._correct.item() / self._counted}
+            self._correct.zero_()
+            self._counted = 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """See `Trainer.evaluate`; on the validation split, better weights than before are kept."""
+        metrics = super().evaluate(*args, **kwargs)
+        if "eval_accuracy" in metrics:
+            self._evaluated = (self.state.global_step, metrics)
+            if self.best is None or metrics["eval_accuracy"] > self.best["eval_accuracy"]:
+                self.best = {name: metrics[name] for name in ("eval_accuracy", "eval_loss")}
+                self.best["step"] = self.state.global_step
+                save_model(self.model, self._best_folder(), self.job.card)
+        return metrics
+
+    def validate(self) -> dict[str, float]:
+        """Metrics of the present weights on the validation split, measured now unless that was the last thing done."""
+        if self._evaluated is not None and self._evaluated[0] == self.state.global_step:
+            return self._evaluated[1]
+        return self.evaluate()
+
+    def load_best(self) -> None:
+        """Give the model its best weights back."""
+        assert isinstance(self.model, torch.nn.Module)
+        load_weights(self.model, self._best_folder() / "model.safetensors", device=str(self.args.device))
+
+    def snapshot(self) -> dict[str, Any]:
+        """See `LongConvTrainer.snapshot`."""
+        mine = {"data_seconds": self.waited, "sequences": self.sequences, "counted": self._counted}
+        return {**super().snapshot(), **mine, "correct": self._correct.item(), "best": self.best}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """See `LongConvTrainer.restore`."""
+        super().restore(snapshot)
+        self.waited, self.sequences = snapshot["data_seconds"], snapshot["sequences"]
+        self._counted, self.best = snapshot["counted"], snapshot["best"]
+        self._correct.fill_(snapshot["correct"])
+
+    def _best_folder(self) -> Path:
+        assert self.best is not None
+        return Path(self.job.config.output) / f"best-{self.best['step']}"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        output = Path(self.job.config.output)
+        kept = [json.loads((folder / SNAPSHOT).read_text())["best"] for folder in checkpoints(output)]
+        steps = {best["step"] for best in [self.best, *kept] if best is not None}
+        for folder in output.glob("best-*"):
+            if int(folder.name.rpartition("-")[2]) not in steps:
+                shutil.rmtree(folder)

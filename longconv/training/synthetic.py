@@ -1,0 +1,169 @@
+"""Language models on synthetic tasks: `SyntheticConfig`, also the options of `longconv train synthetic/TASK`."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import set_seed
+
+from longconv import tasks
+from longconv.models import LongConvConfig, LongConvForCausalLM
+
+from .batches import Batches
+from .best import BestJob, BestTrainer
+from .classify import TaskCard
+from .config import TaskConfig
+
+#: What `SyntheticJob.finish` leaves in the output folder.
+ANSWERS = "answers.json"
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(TaskConfig):
+    """Train a language model on a synthetic task: whether a mixer can recall and copy (docs/synthetic.md).
+
+    Attributes:
+        task: name of the task, such as synthetic/recall.
+        length: of the task's sequences, as its definition counts; default the task's own.
+        vocab_size: ids of the task; default its own.
+    """
+
+    task: str = "synthetic/recall"
+    length: int | None = None
+    vocab_size: int | None = None
+
+    def check(self) -> None:
+        """See `RunConfig.check`."""
+        super().check()
+        if not self.task.startswith("synthetic/"):
+            raise ValueError(f"task must be one of synthetic/..., got {self.task!r}")
+        for name in ("length", "vocab_size"):
+            if name in self.task_options:
+                raise ValueError(f"task_options: {name} is an option of its own")
+
+    def job(self) -> "SyntheticJob":
+        """See `RunConfig.job`."""
+        return SyntheticJob(self)
+
+    def all_task_options(self) -> dict[str, Any]:
+        """`task_options`, with the length and the vocabulary where they are given."""
+        own = {"length": self.length, "vocab_size": self.vocab_size}
+        return {**self.task_options, **{name: value for name, value in own.items() if value is not None}}
+
+
+class Endless(Batches):
+    """Batches of rows that are new in every epoch: those of epoch e are numbered from e * `rows` on, in order."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the epoch."""
+        first = self.epoch * self.rows
+        for start in range(first, first + self.rows, self.batch_size):
+            yield list(range(start, min(start + self.batch_size, first + self.rows)))
+
+
+class SyntheticJob(BestJob[SyntheticConfig]):
+    """A language model on a synthetic task; the weights with the best accuracy on the validation split are kept."""
+
+    @cached_property
+    def task(self) -> Any:
+        """See `Job.task`."""
+        return tasks.get(self.config.task, **self.config.all_task_options())
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        """The task's; of validation the rows that are evaluated on, which may as well be the first."""
+        config, splits = self.config, dict(self.task.splits())
+        if config.evaluate_batches:
+            rows = min(len(splits["validation"]), config.evaluate_batches * config.batch_size)
+            splits["validation"] = splits["validation"].select(range(rows))
+        return splits
+
+    @cached_property
+    def batches(self) -> Batches:
+        """See `BestJob.batches`."""
+        config = self.config
+        kind = Endless if self.task.fresh else Batches
+        return kind(len(self.splits["train"]), config.batch_size, seed=config.seed)
+
+    @property
+    def card(self) -> TaskCard:
+        """The task's name and options."""
+        return TaskCard(self.config.task, self.config.all_task_options(), None)
+
+    def build_model(self) -> LongConvForCausalLM:
+        """See `Job.build_model`."""
+        config = self.config
+        set_seed(config.seed)
+        return LongConvForCausalLM(
+            LongConvConfig(
+                vocab_size=self.task.vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.layers,
+                mixers=config.mixers,
+                mixer_options=config.mixer_options,
+                max_position_embeddings=self.task.tokens,
+                norm=config.norm,
+                norm_position=config.norm_position,
+                intermediate_size=config.intermediate_size,
+                activation=config.activation,
+                dropout=config.dropout,
+                embedding_dropout=config.embedding_dropout,
+                initializer_range=config.initializer_range,
+            )
+        )
+
+    def trainer(self, **kwargs: Any) -> "SyntheticTrainer":
+        """See `Job.trainer`."""
+        return SyntheticTrainer(
+            self,
+            train_dataset=self.splits["train"],
+            eval_dataset=self.splits["validation"],
+            data_collator=self.task.collate_with_distances,
+            compute_metrics=self.task.compute_metrics,
+            preprocess_logits_for_metrics=self.task.preprocess_logits_for_metrics,
+            **kwargs,
+        )
+
+    def finish(self, trainer: BestTrainer) -> dict[str, float]:
+        """See `BestJob.finish`; the test accuracy by position and by distance goes to `answers.json`."""
+        metrics = super().finish(trainer)
+        answers = self.task.evaluate(trainer.model, "test", batch_size=self.config.batch_size)
+        tables = {"by_position": answers.by_position(), "by_distance": answers.by_distance()}
+        content = answers.compute() | {name: [asdict(cell) for cell in cells] for name, cells in tables.items()}
+        Path(self.config.output, ANSWERS).write_text(json.dumps(content, indent=1))
+        return metrics
+
+
+class SyntheticTrainer(BestTrainer):
+    """`BestTrainer` for a `SyntheticJob`.
+
+    The loss is the mean over the labels of an update, however they are divided into batches. The accuracy of training
+    in the log is of the answers alone, also where every token is a label.
+    """
+
+    def items(self, batch: dict[str, Tensor]) -> int:
+        """Labels."""
+        return int((batch["labels"][:, 1:] != -100).sum())
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the share of this batch in the mean loss of the update, and the outputs if asked for."""
+        labels, distances = inputs["labels"], inputs["distances"]
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = self.job.task.loss(outputs.logits, labels)
+        if model.training:
+            assert num_items_in_batch is not None
+            loss = loss * ((labels[:, 1:] != -100).sum() / num_items_in_batch)
+            asked = distances[:, 1:] > 0
+            given = outputs.logits.detach()[:, :-1][asked].argmax(-1)
+            self.count((given == labels[:, 1:][asked]).sum(), len(given), len(labels))
+        return (loss, outputs) if return_outputs else loss
