@@ -17,7 +17,7 @@ from longconv.filters import ModalFilter
 from .compare import Agreement, Recorded, compare
 from .curves import ErrorCurves, Progress, error_curves
 from .knapsack import choose
-from .model import replace_filters
+from .model import named_mixers, replace_filters
 from .report import DistillReport, LayerFit
 from .sensitivity import sensitivity
 
@@ -163,7 +163,7 @@ class _Search:
                 self.teacher = Recorded(model, self.batches)
             # One student for all trials: its filters are exchanged in place.
             self.student = replace_filters(model, {})
-            self.mixers = {i: block.mixer for i, block in enumerate(self.student.base_model.layers)}
+            self.mixers = {index: mixer for index, (_, mixer) in named_mixers(self.student).items()}
             self.own = {i: mixer.long_filters for i, mixer in self.mixers.items() if len(mixer.long_filters)}
         if weights is None:
             weights = "absolute" if self.batches is None else sensitivity(model, self.batches)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longconv.filters import ModalFilter
+from longconv.layers import Mixer
 
 from .exact import keep
 from .fitting.fit import check_method, check_order, distill_filter
@@ -32,14 +33,15 @@ def distill(
 
     The result is a model of the same class with the same weights otherwise. It still runs in parallel (the modal filter
     gives a kernel, for the FFT convolution), and it decodes with a state whose size does not depend on the context.
-    Its config says so (`layer_options`), so `save_pretrained` and `from_pretrained` work as ever.
+    Its config says so (the options of each layer), so `save_pretrained` and `from_pretrained` work as ever.
 
     Layers whose filters are recurrences already (S4D, EMA, RTF, modal) of no more states than `order` or `max_order`
     keep them, whatever the method: without any error, and `LayerFit.exact` in the report. To make those smaller, give a
     smaller limit.
 
     Args:
-        model: a `longconv.models` model with at least one long filter; left as it is.
+        model: a `longconv.models` model with at least one long filter, or a model of transformers that
+            `longconv.models.replace_mixers` gave one; left as it is.
         order: real states per filter (an upper limit; see `distill_filter`): one number, or a sequence with a number or
             (D,) integers for each bank of filters, in the order of the layers and of the stages in a layer. Or else
         tol: relative L2 error to reach for each filter, with the smallest order found to reach it, up to
@@ -129,15 +131,29 @@ def _rows(modal: ModalFilter, rows: slice, modes: int) -> ModalFilter:
     return ModalFilter.from_modes(poles, residues, modal.passthrough.data[rows], dtype=modal.log_dt.dtype)
 
 
+def named_mixers(model: nn.Module) -> dict[int, tuple[str, Mixer]]:
+    """The mixers of a model's layers: index of the layer -> the mixer's name in the model, and the mixer.
+
+    Of a model of transformers, those are the layers whose attention was replaced.
+    """
+    found: dict[int, tuple[str, Mixer]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Mixer):  # parts of a mixer that are mixers themselves come after it
+            found.setdefault(next(int(part) for part in name.split(".") if part.isdigit()), (name, module))
+    return found
+
+
 def long_filter_layers(model: Any, length: int | None) -> list[tuple[int, Any, int]]:
     """The layers with long filters: index, mixer, and how many taps to fit, `length` or all of them.
 
     Raises:
         ValueError: there are none, one of them is two-sided, or a length that is not in 1..max_length.
     """
-    layers = [(i, block.mixer) for i, block in enumerate(model.base_model.layers) if len(block.mixer.long_filters)]
+    mixers = {index: mixer for index, (_, mixer) in named_mixers(model).items()}
+    layers = [(index, mixer) for index, mixer in mixers.items() if len(mixer.long_filters)]
     if not layers:
-        raise ValueError(f"the model has no long filter to distil: its mixers are {model.config.mixers!r}")
+        kinds = getattr(model.config, "mixers", ", ".join(sorted({type(mixer).__name__ for mixer in mixers.values()})))
+        raise ValueError(f"the model has no long filter to distil: its mixers are {kinds!r}")
     if two_sided := [index for index, mixer in layers if not mixer.causal]:
         which = ", ".join(map(str, two_sided))
         raise ValueError(f"the mixers of layers {which} are not causal: a two-sided convolution is no recurrence")
@@ -157,7 +173,7 @@ def replace_filters(model: Any, filters: dict[int, list[ModalFilter]]) -> Any:
     """A model like `model`, with modal filters in place of the long filters of some layers.
 
     Args:
-        model: a `longconv.models` model; left as it is.
+        model: as for `distill`; left as it is.
         filters: for each of those layers, as many as it has long filters. They become parameters of the result; those
             of fewer modes than the layer's widest are padded (by copies).
 
@@ -166,21 +182,20 @@ def replace_filters(model: Any, filters: dict[int, list[ModalFilter]]) -> Any:
     """
     filters = dict(filters)
     config = copy.deepcopy(model.config)
-    config.layer_options = dict(config.layer_options or {})
     for index, modals in filters.items():
         # The widest stage sets the layer's number of modes, the others are padded.
         modes = max(modal.order for modal in modals)
         filters[index] = [_widen(modal, modes) for modal in modals]
-        spec = {"name": "modal", "order": modes}
-        config.layer_options[str(index)] = {**config.layer_options.get(str(index), {}), "filter": spec}
+        config.set_layer_options(index, {"filter": {"name": "modal", "order": modes}})
 
     student = type(model)(config)
+    mixers = named_mixers(student)
     for index, modals in filters.items():
-        student.base_model.layers[index].mixer.long_filters = nn.ModuleList(modals)
+        mixers[index][1].long_filters = nn.ModuleList(modals)
     student.to(device=model.device, dtype=model.dtype)
-    new = tuple(f"layers.{index}.mixer.long_filters." for index in filters)
-    distilled = {name: value for name, value in student.state_dict().items() if any(part in name for part in new)}
-    weights = {name: value for name, value in model.state_dict().items() if not any(part in name for part in new)}
+    new = tuple(f"{mixers[index][0]}.long_filters." for index in filters)
+    distilled = {name: value for name, value in student.state_dict().items() if name.startswith(new)}
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith(new)}
     student.load_state_dict({**weights, **distilled})  # strict: nothing of either model is left out
     student.mark_parameters()
     if model.can_generate():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .compare import IGNORE, labels_of, logits_of
+from .model import named_mixers
 
 
 def sensitivity(model: Any, batches: Iterable[Mapping[str, Tensor]], *, seed: int = 0) -> list[Tensor]:
@@ -38,7 +39,7 @@ def sensitivity(model: Any, batches: Iterable[Mapping[str, Tensor]], *, seed: in
     Raises:
         ValueError: the batches predict no token.
     """
-    filters = [filter for block in model.base_model.layers for filter in block.mixer.long_filters]
+    filters = [filter for _, mixer in named_mixers(model).values() for filter in mixer.long_filters]
     called: dict[Any, Tensor] = {}
 
     def leaf(filter: Any, _: Any, taps: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ Importing this package registers them with the Auto classes: `AutoModelForCausal
 `configuration.py` -> `norms.py`, `blocks.py` -> `modeling.py` (backbone) -> `heads.py` (language model) and
 `classifiers.py`; `cache.py` is what `generate()` carries along; `checkpoint.py` writes and reads folders that are whole
 or not there. `engine.py` serves many sequences at once.
+
+`replace.py` puts mixers into models of others: `adapter.py` takes an attention's call, `adapter_cache.py` keeps the
+state in the model's cache, and `replaced.py` has the classes that such models are of.
 """
 
 try:
@@ -18,6 +21,8 @@ from .configuration import LongConvConfig
 from .engine import DecodeEngine, Request
 from .heads import LongConvForCausalLM
 from .modeling import LongConvModel, LongConvPreTrainedModel
+from .replace import ReplacementReport, replace_mixers, replacement_report
+from .replaced import register
 from .sampling import SamplingOptions
 
 transformers.AutoConfig.register(LongConvConfig.model_type, LongConvConfig)
@@ -27,6 +32,7 @@ transformers.AutoModelForCausalLM.register(LongConvConfig, LongConvForCausalLM)
 transformers.AutoModelForSequenceClassification.register(
     LongConvConfig, (LongConvForSequenceClassification, LongConvForSequencePairClassification)
 )
+register()
 
 __all__ = [
     "DecodeEngine",
@@ -37,8 +43,11 @@ __all__ = [
     "LongConvForSequencePairClassification",
     "LongConvModel",
     "LongConvPreTrainedModel",
+    "ReplacementReport",
     "Request",
     "SamplingOptions",
     "load_model",
+    "replace_mixers",
+    "replacement_report",
     "save_model",
 ]

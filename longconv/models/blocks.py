@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GradientCheckpointingLayer
 
-from longconv.filters import Filter
 from longconv.layers import build_layer
 
 from .configuration import LongConvConfig
+from .initialisation import keep_filters_own
 from .norms import BatchNorm, build_norm, has_statistics, normalise, same_statistics
 
 
@@ -81,17 +81,13 @@ class LongConvBlock(GradientCheckpointingLayer):
         self.mlp = MLP(config) if config.intermediate_size else None
         self.dropout = build_dropout(config.dropout, config.tie_dropout)
         self.has_statistics, self.counted = has_statistics(self), False
-        # Read by `_init_weights`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it), and
-        # hands off the filters.
+        # Read by `init_module`: GPT-2's scaling of what is added to the residual stream (as Hyena's code has it).
         if config.scale_residual_init and config.initializer_range is not None:
             writers = [getattr(self.mixer, "out_proj", None), *([] if self.mlp is None else [self.mlp.down])]
             for linear in writers:
                 if isinstance(linear, nn.Linear):
                     linear._init_std = config.initializer_range / (len(writers) * config.num_hidden_layers) ** 0.5
-        for filter in self.mixer.modules():
-            if isinstance(filter, Filter):
-                for module in filter.modules():
-                    module._has_own_init = True  # type: ignore[assignment]
+        keep_filters_own(self.mixer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`. Checkpointing is inside: when it runs `forward` once more, it does not come by here."""

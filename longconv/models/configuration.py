@@ -148,3 +148,8 @@ class LongConvConfig(PreTrainedConfig):
         assert self.layer_options is not None
         options = {**self.mixer_options.get(name, {}), **self.layer_options.get(str(layer), {})}
         return name, {"max_length": self.max_position_embeddings, **options}
+
+    def set_layer_options(self, layer: int, options: dict[str, Any]) -> None:
+        """Override options of one block's mixer."""
+        layers = self.layer_options or {}
+        self.layer_options = {**layers, str(layer): {**layers.get(str(layer), {}), **options}}

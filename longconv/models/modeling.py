@@ -13,10 +13,11 @@ from longconv.layers import stack_lookahead, stack_receptive_field
 from .blocks import LongConvBlock, build_dropout
 from .cache import Chunk, LongConvCache
 from .configuration import LongConvConfig
+from .initialisation import KEPT_IN_FLOAT32, KeepsMarks, init_module
 from .norms import build_norm, normalise
 
 
-class LongConvPreTrainedModel(PreTrainedModel):
+class LongConvPreTrainedModel(KeepsMarks, PreTrainedModel):
     """Initialisation and loading, common to the backbone and the heads."""
 
     config: LongConvConfig
@@ -25,7 +26,7 @@ class LongConvPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["LongConvBlock"]  # noqa: RUF012 (the type transformers declares)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = {"long_filters", "nd_filters"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = KEPT_IN_FLOAT32
     _supports_sdpa = True
 
     def __init__(self, config: LongConvConfig) -> None:
@@ -36,22 +37,7 @@ class LongConvPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         """Initialise, and remember the optimiser options that modules marked on their parameters."""
         super().post_init()
-        self._optim_marks = {name: p._optim for name, p in self.named_parameters() if hasattr(p, "_optim")}
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint, as in `PreTrainedModel`, and mark the loaded parameters as the built ones were."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.mark_parameters()
-        return loaded
-
-    def mark_parameters(self) -> None:
-        """Put `param._optim` back, which whatever replaces parameters (loading, `copy.deepcopy`) loses."""
-        parameters = dict(self.named_parameters())
-        for name, options in self._optim_marks.items():
-            if name in parameters and not hasattr(parameters[name], "_optim"):
-                parameters[name]._optim = options  # type: ignore[attr-defined]
+        self.remember_marks()
 
     @property
     def receptive_field(self) -> int | None:
@@ -68,26 +54,8 @@ class LongConvPreTrainedModel(PreTrainedModel):
         # that initialises its parts would be left out. `_init_weights` keeps what was loaded.
         super()._initialize_weights(module)
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Children come before their parents, so a mixer whose paper initialises the linear maps has the last word on
-        # them, in its `reset_parameters`. Every other linear map is the model's, and all else initialises itself.
-        std = self.config.initializer_range
-        linear = isinstance(module, nn.Linear | nn.Embedding) and not getattr(module, "_has_own_init", False)
-        if linear and std is not None:
-            nn.init.normal_(module.weight, std=getattr(module, "_init_std", std))  # type: ignore[arg-type]
-            if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        elif hasattr(module, "reset_parameters"):
-            # transformers calls this on new models and on checkpoints with missing weights. There it flags what was
-            # loaded, and torch.nn.init skips that; but it knows nothing of a module's own reset_parameters.
-            tensors = [*module.named_parameters(), *module.named_buffers()]
-            loaded = {name: t.clone() for name, t in tensors if getattr(t, "_is_hf_initialized", False)}
-            if len(loaded) < len(tensors):
-                module.reset_parameters()  # type: ignore[operator]
-                for name, tensor in tensors:
-                    if name in loaded:
-                        tensor.copy_(loaded[name])
+        init_module(module, self.config.initializer_range)
 
 
 class LongConvModel(LongConvPreTrainedModel):
