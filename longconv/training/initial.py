@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longconv.models import LongConvForCausalLM, load_model
-from longconv.tasks.lm import ByteTokenizer, Tokenizer, load_tokenizer
+from longconv.tasks.lm import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from .language import TrainConfig
@@ -77,4 +77,6 @@ class Initial:
         }
         if isinstance(self.tokenizer, ByteTokenizer):
             return {**options, "tokenizer": "bytes"}
+        if not isinstance(self.tokenizer, SentencePieceTokenizer):
+            return {**options, "tokenizer": str(self.folder)}
         return {**options, "tokenizer": "sentencepiece", "vocab_size": self.tokenizer.vocab_size}

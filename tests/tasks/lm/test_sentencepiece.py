@@ -1,8 +1,11 @@
+import io
 import sys
 
 import pytest
+import sentencepiece
+from transformers import AutoTokenizer
 
-from longconv.tasks.lm import train_sentencepiece
+from longconv.tasks.lm import load_sentencepiece, load_tokenizer, open_tokenizer, train_sentencepiece
 
 TEXTS = ["def compute(stream):\n\treturn stream ▁ \0 \ue000\n\n\n" * 5, "if window > kernel:\r\n        pass\n" * 5]
 
@@ -75,3 +78,62 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ImportError, match=r'pip install "longconv\[train\]"'):
         train_sentencepiece(TEXTS, 300)
+
+
+PLAIN = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+FOREIGN = [
+    "",
+    "return stream",
+    "  compute   the  window \n",
+    "naïve 数据 🤗 ﬁ Ａ½ \u3000 x",
+    "▁ literal",
+    "a😀😀b",
+    "x" * 100,
+]
+
+
+@pytest.fixture(scope="module", params=["unigram", "bpe"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["defaults", "plain", "bytes"])
+def model_file(request, kind, folder, tmp_path_factory):
+    """A model that SentencePiece trained itself, with its own defaults, without normalisation, with bytes."""
+    options = {"defaults": {}, "plain": PLAIN, "bytes": {"byte_fallback": True}}[request.param]
+    lines = [line for file in sorted(folder.rglob("*.py")) for line in file.read_text().splitlines()]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type=kind, vocab_size=340, minloglevel=2,
+        user_defined_symbols=["<sep>"], hard_vocab_limit=False, character_coverage=0.98, **options,
+    )  # fmt: skip
+    file = tmp_path_factory.mktemp("sp") / "own.model"
+    file.write_bytes(model.getvalue())
+    return file
+
+
+def test_a_model_file_gives_the_ids_of_sentencepiece(model_file, folder, tmp_path):
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    ours = load_sentencepiece(model_file)
+    assert ours.vocab_size == theirs.get_piece_size()
+    assert ours.eos_id == theirs.eos_id()
+    texts = [*FOREIGN, *(line for file in sorted(folder.rglob("*.py")) for line in file.read_text().splitlines())]
+    for text in texts:
+        assert ours.encode(text) == theirs.encode(text), text
+        (document,) = ours.encode_documents([text])
+        assert document.n_bytes.sum() == len(text.encode())
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == ours.fingerprint
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert all(again(text, add_special_tokens=False)["input_ids"] == ours.encode(text) for text in texts)
+    assert open_tokenizer(model_file).fingerprint == ours.fingerprint
+
+
+def test_files_that_are_no_models(tmp_path):
+    file = tmp_path / "some.model"
+    with pytest.raises(FileNotFoundError, match=r"some\.model"):
+        open_tokenizer(file)
+    for raw in (b"", b"not a model at all"):
+        file.write_bytes(raw)
+        with pytest.raises(ValueError, match=r"some\.model is not a SentencePiece model"):
+            load_sentencepiece(file)

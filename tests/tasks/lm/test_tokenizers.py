@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -133,15 +134,30 @@ def test_auto_tokenizer_beside_a_model(tokenizer, tmp_path):
     assert load_tokenizer(tmp_path / "again").fingerprint == tokenizer.fingerprint
 
 
+def test_documents_end_and_count_every_byte(tokenizer):
+    for text, document in zip(TRICKY, tokenizer.encode_documents(TRICKY), strict=True):
+        assert document.ids.tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+        assert document.n_bytes.tolist() == [*tokenizer.token_bytes[tokenizer.encode_batch([text])[0]], 0]
+        assert document.n_bytes.sum() == len(text.encode())
+        assert document.lossless
+
+
+def test_a_copy_in_another_process_gives_the_same_ids(tokenizer):
+    ids = tokenizer.encode(TRICKY[8])
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode(TRICKY[8]) == ids
+    assert copy.fingerprint == tokenizer.fingerprint
+
+
 def test_load_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no tokenizer.json in .*: expected a folder written by"):
         load_tokenizer(tmp_path)
     for content, message in [
         ("{", "is not a tokenizer file"),
         ("[]", "is not a tokenizer file"),
-        ('{"model": {"vocab": [["a", 0.5]]}}', "is not a tokenizer file"),
-        ('{"model": {"vocab": {"a": 0, "b": 1}}}', "is a tokenizer of another kind"),
-        ('{"model": {"vocab": {}}}', "is a tokenizer of another kind"),
+        ('{"model": {"vocab": [["a", 0.5]]}}', "no token that could end a document"),
+        ('{"model": {"vocab": {"a": 0, "b": 1}}}', "is not a tokenizer file"),
+        ('{"model": {"vocab": {}}}', "is not a tokenizer file"),
     ]:
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(ValueError, match=message):
