@@ -67,10 +67,12 @@ class LongConvLM:
         self.max_length = limit if max_length is None else max_length
         if not 1 <= self.max_length <= limit:
             raise ValueError(f"max_length must be in 1..{limit}, the model's longest sequence, got {max_length}")
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if bos is None and eos is None:
-            raise ValueError(f"the tokenizer in {pretrained} has no token to begin a text with")
-        self.prefix_token_id: int = eos if bos is None else bos
+        # The model's own comes first: a tokenizer may name one that training never showed to the model.
+        ids = (self.model.config.bos_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        prefix = next((i for i in ids if i is not None), None)
+        if prefix is None:
+            raise ValueError(f"the tokenizer in {pretrained} and the model there have no token to begin a text with")
+        self.prefix_token_id: int = prefix
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each (context, continuation): log p(continuation | context), and whether it is the likeliest."""

@@ -2,27 +2,64 @@
 
 corpus.py      which files, and the text of each        splitting.py   train, validation and test without leakage
 tokenizers.py  text <-> token ids, saved for `AutoTokenizer`   sentencepiece.py   learning a vocabulary
-packing.py     token streams and blocks of one length   metrics.py     bits per byte and perplexity
+huggingface.py any fast tokenizer of Hugging Face       packing.py     token streams and blocks of one length
+metrics.py     bits per byte and perplexity             evaluation.py  the same in sliding windows, at any context
+needle.py      a needle in a haystack                   plots.py       pictures of the two
+
+Corpora of any size:
+named.py       by name; and `open_data`, for all kinds  records.py     local files of many documents each
+parts.py       how they are read, in any process        hub.py         by streaming from the Hugging Face Hub
+shards.py      tokens on disk, a shard for each part    rows.py        blocks, and documents packed in rows
+loader.py      batches by number, on several processes
 """
 
 from longconv.tasks.lm.corpus import Corpus, Document, open_corpus
+from longconv.tasks.lm.evaluation import Scores, TokenStream, evaluate_stateful, evaluate_windows
+from longconv.tasks.lm.huggingface import HuggingFaceTokenizer
+from longconv.tasks.lm.loader import Loader
 from longconv.tasks.lm.metrics import LanguageModelMetrics, token_nll
+from longconv.tasks.lm.needle import NeedleResult, find_needles
 from longconv.tasks.lm.packing import Collator
-from longconv.tasks.lm.sentencepiece import train_sentencepiece
+from longconv.tasks.lm.records import Records, open_records
+from longconv.tasks.lm.rows import DocumentCollator
+from longconv.tasks.lm.sentencepiece import load_sentencepiece, train_sentencepiece
+from longconv.tasks.lm.shards import TokenShards
 from longconv.tasks.lm.task import LanguageModelling
-from longconv.tasks.lm.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
+from longconv.tasks.lm.tokenizers import (
+    ByteTokenizer,
+    Encoded,
+    SentencePieceTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    open_tokenizer,
+)
 
 __all__ = [
     "ByteTokenizer",
     "Collator",
     "Corpus",
     "Document",
+    "DocumentCollator",
+    "Encoded",
+    "HuggingFaceTokenizer",
     "LanguageModelMetrics",
     "LanguageModelling",
+    "Loader",
+    "NeedleResult",
+    "Records",
+    "Scores",
     "SentencePieceTokenizer",
+    "TokenShards",
+    "TokenStream",
     "Tokenizer",
+    "evaluate_stateful",
+    "evaluate_windows",
+    "find_needles",
+    "load_sentencepiece",
     "load_tokenizer",
     "open_corpus",
+    "open_records",
+    "open_tokenizer",
     "token_nll",
     "train_sentencepiece",
 ]

@@ -10,7 +10,8 @@ numerator is the length of a code from which the documents can be read back. Pad
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,19 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"expected logits (B, L, V) and labels (B, L), not {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    dtype = torch.promote_types(logits.dtype, torch.float32)
     # Shift the labels, not the logits: a slice of those would have to be copied, and they are V times larger.
     following = F.pad(labels[:, 1:].long(), (0, 1), value=IGNORE)
-    nll = F.cross_entropy(logits.to(dtype).flatten(0, 1), following.flatten(), ignore_index=IGNORE, reduction="none")
-    return nll.view(labels.shape)[:, :-1]
+    return target_nll(logits, following)[:, :-1]
+
+
+def target_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of `targets` (B, L) under `logits` (B, L, V) of the same positions: (B, L).
+
+    Zero where the target is -100; the dtypes are those of `token_nll`.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    nll = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return nll.view(targets.shape)
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -67,18 +76,36 @@ class LanguageModelMetrics:
 
     def compute(self) -> dict[str, float]:
         """``loss`` (nats per token), ``perplexity`` (per token), ``bits_per_byte``; ValueError if no byte was seen."""
-        if self.bytes == 0:
-            raise ValueError(f"no text among the {self.tokens} tokens that were predicted")
-        loss = self.nats / self.tokens
-        return {
-            "loss": loss,
-            # A diverged model has no perplexity, but must not end the run that reports it.
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "bits_per_byte": self.nats / (math.log(2) * self.bytes),
-        }
+        return summary(self.nats, self.tokens, self.bytes)
 
 
-@torch.no_grad()
+def summary(nats: float, tokens: int, n_bytes: int) -> dict[str, float]:
+    """``loss`` (nats per token), ``perplexity`` (per token) and ``bits_per_byte`` of sums; ValueError without bytes."""
+    if n_bytes == 0:
+        raise ValueError(f"no text among the {tokens} tokens that were predicted")
+    loss = nats / tokens
+    return {
+        "loss": loss,
+        # A diverged model has no perplexity, but must not end the run that reports it.
+        "perplexity": math.exp(loss) if loss < 700 else math.inf,
+        "bits_per_byte": nats / (math.log(2) * n_bytes),
+    }
+
+
+@contextmanager
+def evaluating(model: Callable[..., Any]) -> Iterator[None]:
+    """No gradients, and a module in eval mode, for the time being."""
+    training = isinstance(model, torch.nn.Module) and model.training
+    if isinstance(model, torch.nn.Module):
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()  # type: ignore[attr-defined]
+
+
 def evaluate(
     model: Callable[..., Any], batches: Iterable[Mapping[str, Tensor]], token_bytes: np.ndarray | Tensor
 ) -> dict[str, float]:
@@ -88,15 +115,9 @@ def evaluate(
     A module is put into eval mode for the time being.
     """
     metrics = LanguageModelMetrics(token_bytes)
-    training = isinstance(model, torch.nn.Module) and model.training
-    if isinstance(model, torch.nn.Module):
-        model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
             logits = output if isinstance(output, Tensor) else output.logits
             metrics.update(token_nll(logits, batch["labels"]), batch["labels"])
-    finally:
-        if training:
-            model.train()  # type: ignore[attr-defined]
     return metrics.compute()
