@@ -39,6 +39,11 @@ class Job(ABC, Generic[C]):
     def card(self) -> Any:
         """What is kept beside the model, with a method `save(folder)`."""
 
+    @property
+    def train_batches(self) -> Any:
+        """The order of the train split, a batch sampler; None for the Trainer's own."""
+        return None
+
     @abstractmethod
     def build_model(self) -> Any:
         """The model to train, its weights drawn from the seed unless they are read."""

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from longconv import tasks
 from longconv.models import LongConvConfig, LongConvForCausalLM
+from longconv.tasks.lm.loader import RowBatches
 
 from .config import RunConfig
 from .initial import Initial
@@ -28,9 +29,14 @@ class TrainConfig(RunConfig):
         teacher: folder of a model to learn from too: kd_weight KL(teacher || student) + (1 - kd_weight) cross entropy.
         kd_weight: see teacher; 0 for the text alone, 1 for the teacher alone, 0.5 if it is not given.
         task: name of the task; "lm" is language modelling on local text.
-        data: text file or folder; default the source of Python's own standard library.
+        data: file or folder with text, JSON lines or Parquet, or the name of a corpus: enwik8, text8, wikitext-103,
+            pg19, c4, fineweb, pile, or with its place enwik8:PATH (docs/corpora.md); default the source of Python's own
+            standard library.
+        text_field: the field of records that holds their text.
+        packing: "blocks" of `length` tokens, or "documents": rows of whole documents that do not see each other.
         max_bytes: use at most so many bytes of the corpus.
-        tokenizer: "bytes", or "sentencepiece", which is trained on the train split first.
+        tokenizer: "bytes", "sentencepiece", which is trained on the train split first, a folder with a tokenizer, or
+            the name of one on the Hugging Face hub, such as "gpt2".
         vocab_size: pieces of the SentencePiece vocabulary.
         length: tokens in a training sequence.
         max_length: longest sequence of the model; default `length`.
@@ -41,8 +47,10 @@ class TrainConfig(RunConfig):
     kd_weight: float | None = None
     task: str = "lm"
     data: Path | None = None
+    text_field: str = "text"
+    packing: Literal["blocks", "documents"] = "blocks"
     max_bytes: int | None = None
-    tokenizer: Literal["bytes", "sentencepiece"] = "sentencepiece"
+    tokenizer: str = "sentencepiece"
     vocab_size: int = 4096
     length: int = 1024
     max_length: int | None = None
@@ -78,6 +86,8 @@ class TrainConfig(RunConfig):
         return tasks.get(
             self.task,
             data=self.data,
+            text_field=self.text_field,
+            packing=self.packing,
             max_bytes=self.max_bytes,
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
             length=self.length,
@@ -126,6 +136,13 @@ class LanguageJob(Job[TrainConfig]):
     def card(self) -> Any:
         """The tokenizer."""
         return self.task.tokenizer
+
+    @cached_property
+    def train_batches(self) -> RowBatches | None:
+        """See `Job.train_batches`; what is kept in shards may have too many rows for the Trainer's own sampler."""
+        if self.task.shards is None:
+            return None
+        return RowBatches(len(self.task.splits()["train"]), self.config.batch_size, seed=self.config.seed)
 
     def build_model(self) -> LongConvForCausalLM:
         """See `Job.build_model`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from longconv.models.checkpoint import quiet_transformers, written_whole
@@ -106,6 +107,22 @@ class LongConvTrainer(Trainer):
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), factor)
         return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """See `Trainer.get_train_dataloader`; in the order of `Job.train_batches` if there is one."""
+        batches = self.job.train_batches
+        if batches is None:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        loader = DataLoader(
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # what seeds the processes; else dropout would depend on their number
+        )
+        return self.accelerator.prepare(loader)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """See `Trainer.train`; a run that was at its end when the checkpoint was written stays there."""

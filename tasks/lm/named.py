@@ -55,11 +55,9 @@ _FOLDER = "files as on the Hub (JSON lines or Parquet, packed or not)"
 
 
 def _wikitext(kind: str, ending: str) -> Named:
-    files = {
-        ours: (f"wiki.{theirs}.{ending}",) for ours, theirs in zip(SPLITS, ("train", "valid", "test"), strict=True)
-    }
-    names = ", ".join(name for (name,) in files.values())
-    fetch = f"fetch {names}, and give their folder"
+    names = [f"wiki.{split[:5]}.{ending}" for split in SPLITS]  # train, valid, test
+    files: dict[str, tuple[str, ...]] = {split: (name,) for split, name in zip(SPLITS, names, strict=True)}
+    fetch = f"fetch {', '.join(names)}, and give their folder"
     return Named("WikiText-103", "Salesforce/wikitext", _ALL, fetch, kind, kind="articles", files=files)
 
 

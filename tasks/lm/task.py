@@ -5,18 +5,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from longconv.tasks import cache
 from longconv.tasks.extras import require
-from longconv.tasks.lm.corpus import Data, open_corpus
+from longconv.tasks.lm.corpus import Corpus, Data
+from longconv.tasks.lm.loader import Loader
 from longconv.tasks.lm.metrics import LanguageModelMetrics, evaluate, mean_loss, token_nll
+from longconv.tasks.lm.named import open_data
 from longconv.tasks.lm.packing import Collator, blocks_of, read_blocks, read_stream, write_blocks, write_stream
+from longconv.tasks.lm.records import Records, as_records
+from longconv.tasks.lm.rows import BlockRows, DocumentCollator, DocumentRows, Rows, write_plan
 from longconv.tasks.lm.sentencepiece import train_sentencepiece
-from longconv.tasks.lm.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from longconv.tasks.lm.shards import TokenShards, build
+from longconv.tasks.lm.tokenizers import Tokenizer, load_tokenizer, open_tokenizer
 
 # Part of every cache key: raise it when the meaning of what is stored changes.
 _FORMAT = 1
@@ -25,20 +30,26 @@ _LEARN_FROM_BYTES = 1 << 25
 
 
 class LanguageModelling:
-    """Next-token prediction on local text.
+    """Next-token prediction on text.
 
-    data, suffixes, validation, test, max_bytes: which files, and how they are split; see `open_corpus`.
-        The default is the source of Python's standard library.
-    tokenizer: ``"bytes"``, ``"sentencepiece"`` (learned on the train split only), or a `Tokenizer`, such as the one
-        that `load_tokenizer` finds beside a trained model.
+    data, suffixes, validation, test, max_bytes: the name of a corpus (`longconv.tasks.lm.named`: ``"enwik8"``, with its
+        place on this machine ``"enwik8:downloads"``), or which files, and how they are split: text (`open_corpus`) or
+        JSON lines, Parquet, packed files (`open_records`). The default is the source of Python's standard library.
+    text_field: the field, or column, of records that holds their text.
+    tokenizer: ``"bytes"``, ``"sentencepiece"`` (learned on the train split only), a folder with a tokenizer or the name
+        of one on the Hugging Face hub (`open_tokenizer`), or a `Tokenizer`.
     vocab_size: number of ids of ``"sentencepiece"``, special tokens included (default 4096).
+    packing: ``"blocks"`` of `length` tokens, whatever the documents are, or ``"documents"``, several in a row with
+        their boundaries in ``cu_seqlens`` (`longconv.tasks.lm.rows`).
     length: tokens in a block. Blocks share one token, so that each asks for `length` - 1 predictions and every token is
         predicted once (`longconv.tasks.lm.packing`).
     eval_context: tokens that every prediction in validation and test sees before it; at 1 a block's first predictions
         see almost nothing, `length // 2` costs twice the time and shows what the model does within a long text.
     cache_dir: where tokenised splits are kept; default ``$LONGCONV_CACHE`` or ``~/.cache/longconv``.
+    workers: processes that tokenise, default one per core; the tokens are the same for any number. (A corpus of files
+        of text, in blocks, needs none.)
 
-    Opening the task reads the corpus once; tokenising waits until `splits` or `tokenizer` is asked for.
+    Opening the task reads plain text once; tokenising waits until `splits` or `tokenizer` is asked for.
     Raises ValueError or FileNotFoundError in one line for anything wrong in the options or the data.
     """
 
@@ -55,59 +66,100 @@ class LanguageModelling:
         validation: float = 0.05,
         test: float = 0.05,
         max_bytes: int | None = None,
+        text_field: str = "text",
+        packing: Literal["blocks", "documents"] = "blocks",
+        workers: int | None = None,
     ) -> None:
-        if isinstance(tokenizer, str) and tokenizer not in ("bytes", "sentencepiece"):
-            raise ValueError(f"unknown tokenizer {tokenizer!r}, known: bytes, sentencepiece, or a Tokenizer")
+        if packing not in ("blocks", "documents"):
+            raise ValueError(f'packing must be "blocks" or "documents", got {packing!r}')
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
         if vocab_size is not None and tokenizer != "sentencepiece":
             raise ValueError('vocab_size can be chosen for tokenizer="sentencepiece" only')
         blocks_of(1, length, eval_context)  # raises for lengths that make no sense
         self.length = length
         self.eval_context = eval_context
         self.cache_dir = cache.cache_root(cache_dir) / "lm"
+        if isinstance(tokenizer, str) and tokenizer != "sentencepiece":
+            tokenizer = open_tokenizer(tokenizer)
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size or _DEFAULT_VOCABULARY
-        self.corpus = open_corpus(data, suffixes=suffixes, validation=validation, test=test, max_bytes=max_bytes)
+        self.packing, self.workers = packing, workers
+        self.corpus: Corpus | Records = open_data(
+            data,
+            cache_dir=self.cache_dir,
+            text_field=text_field,
+            suffixes=suffixes,
+            validation=validation,
+            test=test,
+            max_bytes=max_bytes,
+        )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; ``"sentencepiece"`` learns here, from the train split, and is kept in the cache."""
         if isinstance(self._tokenizer, Tokenizer):
             return self._tokenizer
-        if self._tokenizer == "bytes":
-            return ByteTokenizer()
         version = require("sentencepiece").__version__
         key = cache.make_key(_FORMAT, version, self.corpus.fingerprint("train"), self._vocab_size)
 
         def learn(folder: Path) -> None:
-            stride = math.ceil(self.bytes_in("train") / _LEARN_FROM_BYTES)
-            train_sentencepiece(self.corpus.texts("train"), self._vocab_size, stride).save(folder)
+            if isinstance(self.corpus, Records):
+                texts, stride = self.corpus.sample("train", _LEARN_FROM_BYTES), 1
+            else:
+                texts, stride = self.corpus.texts("train"), math.ceil(self.bytes_in("train") / _LEARN_FROM_BYTES)
+            train_sentencepiece(texts, self._vocab_size, stride).save(folder)
 
         return load_tokenizer(cache.fetch(self.cache_dir / f"tokenizer-{key}", learn))
 
-    def stream(self, split: str) -> Any:
-        """All tokens of `split` in one array (n_tokens,), memory-mapped; the first is the end-of-text token.
+    @cached_property
+    def shards(self) -> dict[str, TokenShards] | None:
+        """The tokens of each split in shards, made where they are not there; None for plain text in blocks.
 
-        Raises ValueError for a split that does not exist.
+        Such a corpus is tokenised as a whole, a split at a time.
         """
-        return read_stream(self._stream_folder(split))
+        if isinstance(self.corpus, Records):
+            return build(self.corpus, self.tokenizer, self.cache_dir, workers=self.workers)
+        if self.packing == "documents":
+            return build(as_records(self.corpus), self.tokenizer, self.cache_dir, workers=self.workers)
+        return None
+
+    def stream(self, split: str) -> Any:
+        """All tokens of `split` in order (n_tokens,), memory-mapped; the first is the end-of-text token.
+
+        An array, or `TokenShards`, whose slices are arrays. Raises ValueError for a split that does not exist.
+        """
+        self._require(split)
+        return read_stream(self._stream_folder(split)) if self.shards is None else self.shards[split]
 
     def splits(self) -> dict[str, Any]:
-        """``train``, ``validation``, ``test``: each a `datasets.Dataset` of blocks for `collate`.
+        """``train``, ``validation``, ``test``: each a `datasets.Dataset`, or `Rows`, for `collate`.
 
         A short last block is kept in validation and test, where every byte counts, and left out of train, so that all
-        training batches have one shape.
+        training batches have one shape. With ``packing="documents"`` no row is left out.
         """
-        return {split: self._blocks(split) for split in self.corpus.documents}
+        return {split: self._rows(split) for split in self.corpus.splits}
 
     @property
-    def collate(self) -> Collator:
-        """Rows of a split to a batch: ``input_ids`` and ``labels`` (B, length), ``attention_mask`` with padding."""
-        return Collator(self.tokenizer.pad_id, self.length)
+    def collate(self) -> Collator | DocumentCollator:
+        """Rows of a split to a batch: ``input_ids`` and ``labels`` (B, length), ``attention_mask`` with padding.
+
+        With ``packing="documents"``: ``input_ids`` and ``labels`` (1, L), ``cu_seqlens``.
+        """
+        return DocumentCollator() if self.packing == "documents" else Collator(self.tokenizer.pad_id, self.length)
+
+    def loader(self, split: str = "train", batch_size: int = 8, **options: Any) -> Loader:
+        """Batches of `split` for a training loop of one's own; `options` are those of `Loader`."""
+        self._require(split)
+        return Loader(self._rows(split), self.collate, batch_size, **options)
 
     def bytes_in(self, split: str) -> int:
         """UTF-8 bytes of text in `split`: what bits per byte divides by. ValueError if the split does not exist."""
         self._require(split)
-        return self.corpus.bytes_in(split)
+        if isinstance(self.corpus, Corpus):
+            return self.corpus.bytes_in(split)
+        assert self.shards is not None
+        return self.shards[split].bytes
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean nats per predicted token, a scalar: logits (B, L, V), labels (B, L) not shifted, -100 ignored."""
@@ -146,15 +198,15 @@ class LanguageModelling:
         device: torch.device | str = "cpu",
         doing: str = "evaluate",
     ) -> Iterator[dict[str, Tensor]]:
-        """Collated batches of the blocks of `split`, in order, or the first `max_batches` of them.
+        """Collated batches of the rows of `split`, in order, or the first `max_batches` of them.
 
         `doing` is what the progress bar says, which appears on a terminal.
         """
-        blocks = self._blocks(split)
+        rows = self._rows(split)
         batches: Iterable[dict[str, Tensor]] = torch.utils.data.DataLoader(
-            blocks, batch_size=batch_size, collate_fn=self.collate
+            rows, batch_size=batch_size, collate_fn=self.collate
         )
-        count = -(-len(blocks) // batch_size)
+        count = -(-len(rows) // batch_size)
         count = count if max_batches is None else min(count, max_batches)
         bar = require("tqdm").tqdm(batches, total=count, desc=f"{doing} {split}", disable=None, leave=False)
         for _, batch in zip(range(count), bar, strict=False):
@@ -172,15 +224,16 @@ class LanguageModelling:
 
     def describe(self) -> str:
         """Files, bytes, tokens and blocks of each split, and what was left out, in a few lines."""
-        kind = "bytes" if isinstance(self.tokenizer, ByteTokenizer) else "SentencePiece"
+        files = "files" if isinstance(self.corpus, Corpus) else "documents"
+        rows = "rows" if self.packing == "documents" else "blocks"
         lines = [
             f"lm: {self.corpus.source}",
-            f"tokenizer: {kind}, {self.tokenizer.vocab_size:,} ids; blocks of {self.length:,} tokens",
-            f"{'split':<12}{'files':>9}{'bytes':>16}{'tokens':>16}{'blocks':>10}{'bytes/token':>13}",
+            f"tokenizer: {self.tokenizer.name}, {self.tokenizer.vocab_size:,} ids; {rows} of {self.length:,} tokens",
+            f"{'split':<12}{files:>9}{'bytes':>16}{'tokens':>16}{rows:>10}{'bytes/token':>13}",
         ]
         for split, dataset in self.splits().items():
             n_bytes, n_tokens = self.bytes_in(split), len(self.stream(split)) - 1
-            n_files = len(self.corpus.documents[split])
+            n_files = self._files_in(split)
             row = f"{split:<12}{n_files:>9,}{n_bytes:>16,}{n_tokens:>16,}{len(dataset):>10,}"
             lines.append(f"{row}{n_bytes / n_tokens:>13.2f}")
         if self.corpus.left_out:
@@ -188,9 +241,16 @@ class LanguageModelling:
             lines.append(f"files left out: {counts}")
         return "\n".join(lines)
 
+    def _files_in(self, split: str) -> int:
+        """Files, or documents where a file may have many."""
+        if isinstance(self.corpus, Corpus):
+            return len(self.corpus.documents[split])
+        assert self.shards is not None
+        return self.shards[split].documents
+
     def _require(self, split: str) -> None:
-        if split not in self.corpus.documents:
-            raise ValueError(f"no split {split!r}, there are: {', '.join(self.corpus.documents)}")
+        if split not in self.corpus.splits:
+            raise ValueError(f"no split {split!r}, there are: {', '.join(self.corpus.splits)}")
 
     def _stream_key(self, split: str) -> str:
         return cache.make_key(_FORMAT, self.corpus.fingerprint(split), self.tokenizer.fingerprint)
@@ -203,13 +263,22 @@ class LanguageModelling:
 
         return cache.fetch(self.cache_dir / f"stream-{self._stream_key(split)}", write)
 
-    def _blocks(self, split: str) -> Any:
+    def _rows(self, split: str) -> Any:
         self._require(split)
         train = split == "train"
         context = 1 if train else self.eval_context
+        if self.shards is not None:
+            return self._rows_of(self.shards[split], context, keep_tail=not train)
         key = cache.make_key(_FORMAT, self._stream_key(split), self.length, context, train)
 
         def write(folder: Path) -> None:
             write_blocks(folder, self.stream(split), self.length, context, keep_tail=not train)
 
         return read_blocks(cache.fetch(self.cache_dir / f"blocks-{key}", write))
+
+    def _rows_of(self, tokens: TokenShards, context: int, keep_tail: bool) -> Rows:
+        if self.packing == "blocks":
+            return BlockRows(tokens, self.length, context, keep_tail)
+        key = cache.make_key(_FORMAT, tokens.fingerprint, self.length, context)
+        plan = cache.fetch(self.cache_dir / f"rows-{key}", lambda new: write_plan(new, tokens, self.length, context))
+        return DocumentRows(tokens, plan, self.length, context)

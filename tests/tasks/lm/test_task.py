@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 
@@ -237,3 +238,63 @@ def test_trainer_metrics_are_those_of_evaluate(folder, tmp_path):
     assert task.loss(model(batch["input_ids"]).logits, batch["labels"]).item() == pytest.approx(
         model(**batch).loss.item(), rel=1e-5
     )
+
+
+def test_the_cache_of_before_is_found(tmp_path):
+    # Names from before there were shards: another name, and everybody's corpora are tokenised anew.
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"text {i}\n" * (i + 1))
+    task = get("lm", data=tmp_path, length=32, validation=0.2, test=0.2, cache_dir=tmp_path / "cache")
+    task.splits()
+    assert sorted(path.name for path in task.cache_dir.iterdir()) == [
+        "blocks-855d1f394fb50a7d20e2",
+        "blocks-c217b34aeba4bf7adfa3",
+        "blocks-ec98a53ad41ec9e56aee",
+        "stream-06af93b16b27792a42f9",
+        "stream-7421dbf698600a3cd702",
+        "stream-dde4c19345877ea65cd3",
+    ]
+
+
+def test_packing_changes_no_count(folder, options):
+    """A model without context pays the same for every token, wherever it stands: once for each, and for each end."""
+    table = torch.randn(400)
+
+    def model(input_ids, attention_mask=None, cu_seqlens=None):
+        return table[: task.tokenizer.vocab_size].expand(*input_ids.shape, -1)
+
+    task = _task(folder, **options)
+    expected = task.evaluate(model, "test")
+    for length, context, batch_size in [(64, 1, 3), (64, 20, 2), (100_000, 1, 1)]:
+        task = _task(folder, packing="documents", length=length, eval_context=context, workers=1, **options)
+        assert task.evaluate(model, "test", batch_size=batch_size) == pytest.approx(expected, rel=1e-6)
+        assert task.bytes_in("test") == task.corpus.bytes_in("test")
+        assert task.stream("test").tolist() == _task(folder, **options).stream("test").tolist()
+
+
+def test_records_and_files_of_the_same_texts_give_the_same_tokens(folder, options, tmp_path):
+    plain = _task(folder, tokenizer="bytes")
+    for split in plain.corpus.splits:
+        rows = (json.dumps({"text": text}) + "\n" for text in plain.corpus.texts(split))
+        (tmp_path / f"{split}.jsonl").write_text("".join(rows))
+    records = _task(tmp_path, **options)
+    if options["tokenizer"] == "sentencepiece":
+        # Learned from the same texts.
+        assert records.tokenizer.pieces == _task(folder, **options).tokenizer.pieces
+    else:
+        for split, rows in records.splits().items():
+            batches = zip(rows, plain.splits()[split], strict=True)
+            assert all(torch.equal(ours["input_ids"], theirs["input_ids"]) for ours, theirs in batches)
+    assert "documents" in records.describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"packing": "rows"}, 'packing must be "blocks" or "documents", got \'rows\''),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+    ],
+)
+def test_errors_of_packing(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        _task(folder, **options)

@@ -1,0 +1,50 @@
+"""The Python of docs/corpora.md runs as it stands there, and its commands are understood."""
+
+import json
+import re
+import shlex
+import zipfile
+from pathlib import Path
+
+import tyro
+
+from longconv.tasks.lm import named
+from longconv.training import TrainConfig
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "corpora.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+def test_python_blocks_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(named, "_MEGABYTES", 1000)  # EnWik8 with 100,000 bytes
+    Path("corpus").mkdir()
+    rows = (json.dumps({"text": f"document {i} of this corpus, " * 20}) + "\n" for i in range(100))
+    Path("corpus", "rows.jsonl").write_text("".join(rows))
+    Path("downloads").mkdir()
+    with zipfile.ZipFile("downloads/enwik8.zip", "w") as archive:
+        archive.writestr("enwik8", b"<page> text\n" * 8333 + b"end!")
+    assert len(BLOCKS) == 2
+    names: dict = {}
+    for number, block in enumerate(BLOCKS):
+        exec(compile(block, f"corpora.md, block {number}", "exec"), names)
+    said = capsys.readouterr().out
+    assert "lm: EnWik8, downloads/enwik8.zip" in said
+    assert re.search(r"^train +1 +90,000 ", said, flags=re.MULTILINE)
+    assert names["state"]["epoch"] == 0
+
+
+def test_commands_are_understood():
+    commands = [shlex.split(line) for line in PAGE.splitlines() if line.startswith("longconv train")]
+    configs = [tyro.cli(TrainConfig, args=command[2:]) for command in commands]
+    assert [str(config.data) for config in configs] == ["enwik8", "c4", "corpus"]
+    assert configs[1].packing == "documents"
+    assert configs[2].text_field == "content"
+
+
+def test_every_name_is_in_the_table():
+    table = [line for line in PAGE.splitlines() if line.startswith("| `")]
+    for name, corpus in named.NAMED.items():
+        (line,) = [line for line in table if f"`{name}`" in line.split("|")[1]]
+        assert name in ("wikitext-103-tokens", "fineweb", "fineweb-edu") or corpus.repository in line
