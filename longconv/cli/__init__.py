@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   longconv distill runs/hyena/model runs/hyena/small --kl 1e-3
   longconv generate runs/hyena/distilled --prompt "def main(" --max-new-tokens 200
   longconv evaluate runs/hyena/distilled --split test
+  longconv evaluate runs/hyena/distilled --contexts 256 1024 4096 --plot contexts.png
   longconv data prepare lra/listops
   longconv data prepare lra/text --data-dir aclImdb
   longconv bench fftconv

@@ -11,6 +11,7 @@ def evaluate(
     /,
     *,
     data: Path | None = None,
+    text_field: str = "text",
     split: Literal["train", "validation", "test"] = "test",
     length: int | None = None,
     context: int | None = None,
@@ -36,9 +37,10 @@ def evaluate(
     ends, which have to be predicted too.
 
     Args:
-        model: folder of a trained or distilled model.
-        data: text file or folder; default the source of Python's own standard library. Of a classifier, the folder of
-            its task's files; default where they were in training.
+        model: folder of a trained or distilled model, or of any causal one of transformers with its tokenizer.
+        data: text file or folder, or the name of a corpus, as in training; default the source of Python's own standard
+            library. Of a classifier, the folder of its task's files; default where they were in training.
+        text_field: the field of records (JSON lines, Parquet) that holds their text.
         split: which part of the corpus (the same files as in training, given the same data).
         length: tokens in a sequence of text, each but the first predicted; default what the model was trained for, at
             most its longest.
@@ -79,7 +81,9 @@ def evaluate(
         raise ValueError(f"give one of --length, --context and --contexts, not {' and '.join(wanted)}")
     if stateful and (needle or stride or contexts or length or plot or max_batches):
         raise ValueError("stateful has one context, all of the text: it goes with --context, the tokens at a time")
-    measured = LanguageEvaluation(model, split, data=data, max_bytes=max_bytes, max_tokens=max_tokens)
+    measured = LanguageEvaluation(
+        model, split, data=data, text_field=text_field, max_bytes=max_bytes, max_tokens=max_tokens
+    )
     if length is not None and length < 2:
         raise ValueError(f"length must be at least 2, a token and the one it predicts, got {length}")
     if length is not None and length > measured.limit:

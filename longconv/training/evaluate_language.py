@@ -1,14 +1,18 @@
 """Measuring a saved language model: bits per byte in windows, at growing contexts, and needles in a haystack."""
 
+import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from longconv import tasks
-from longconv.models import LongConvForCausalLM, load_model
+from longconv.models import LongConvConfig, load_model
+from longconv.models.checkpoint import first_line, quiet_transformers
 from longconv.tasks.lm import Tokenizer, load_tokenizer
 from longconv.tasks.lm.evaluation import Scores, TokenStream, evaluate_stateful, evaluate_windows
 from longconv.tasks.lm.needle import DEPTHS, NeedleResult, Score, find_needles, read_off
@@ -20,9 +24,11 @@ class LanguageEvaluation:
     """A saved model and the text to measure it on.
 
     Args:
-        folder: of a language model, its tokenizer beside it.
+        folder: of a language model, its tokenizer beside it: one of this library, or any causal one of transformers,
+            with `replace_mixers` or without.
         split: "train", "validation" or "test".
-        data: text file or folder; default the source of Python's own standard library.
+        data: text file or folder, or the name of a corpus; default the source of Python's own standard library.
+        text_field: the field of records (JSON lines, Parquet) that holds their text.
         max_bytes: use at most so many bytes of the corpus.
         max_tokens: measure on the first so many tokens of the split only.
 
@@ -42,25 +48,24 @@ class LanguageEvaluation:
         split: str = "test",
         *,
         data: Path | None = None,
+        text_field: str = "text",
         max_bytes: int | None = None,
         max_tokens: int | None = None,
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
         self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.model: Any = load_model(folder).to(self.device or "cpu")
-        if not isinstance(self.model, LongConvForCausalLM):
-            raise ValueError(f"{folder} holds a {type(self.model).__name__}, and a language model is wanted")
+        self.model: Any = _load(folder).to(self.device or "cpu")
         self.tokenizer: Tokenizer = load_tokenizer(folder)
-        task = tasks.get("lm", data=data, tokenizer=self.tokenizer, max_bytes=max_bytes)
+        task = tasks.get("lm", data=data, text_field=text_field, tokenizer=self.tokenizer, max_bytes=max_bytes)
         if split not in task.corpus.splits:
             raise ValueError(f"no split {split!r}, there are: {', '.join(task.corpus.splits)}")
         self.stream = TokenStream.of(task.corpus.texts(split), self.tokenizer, max_tokens)
 
     @property
     def limit(self) -> int:
-        """The longest sequence that the model was made for."""
-        return int(self.model.config.max_position_embeddings)
+        """The longest sequence that the model was made for; without bounds if its configuration has none."""
+        return getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
 
     def windows(
         self,
@@ -125,7 +130,7 @@ class LanguageEvaluation:
         return find_needles(score, self.tokenizer, self.stream.ids, contexts, depths=depths, trials=trials, seed=seed)
 
 
-def cached_scorer(model: LongConvForCausalLM) -> Score:
+def cached_scorer(model: Any) -> Score:
     """`Score` of a model, in one pass over the context: its state then goes on with each of the continuations."""
 
     @torch.no_grad()
@@ -144,3 +149,21 @@ def cached_scorer(model: LongConvForCausalLM) -> Score:
         return read_off(logits, continuations)
 
     return score
+
+
+def _load(folder: str | os.PathLike[str]) -> Any:
+    """The causal language model in a folder, in eval mode."""
+    try:
+        described = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        described = {}
+    if described.get("model_type", LongConvConfig.model_type) == LongConvConfig.model_type:
+        model = load_model(folder)  # which also says what is wrong
+        if not model.can_generate():
+            raise ValueError(f"{folder} holds a {type(model).__name__}, and a language model is wanted")
+        return model
+    try:
+        with quiet_transformers():
+            return AutoModelForCausalLM.from_pretrained(folder).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{folder} is not a causal model that transformers can read: {first_line(error)}") from error

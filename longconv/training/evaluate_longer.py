@@ -20,6 +20,11 @@ def lengthened(model: Any, length: int) -> Any:
         ValueError: a mixer cannot take `length`; the message says which one.
     """
     config = model.config
+    if not isinstance(config, LongConvConfig):
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(f"this model of the kind {config.model_type!r} takes at most {limit} tokens, not {length}")
+        return model
     limit = config.max_position_embeddings
     if length <= limit and _shortest(model) >= length:
         return model

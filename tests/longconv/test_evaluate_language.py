@@ -8,10 +8,10 @@ import pytest
 import tokenizers as hf
 import torch
 from numerics import assert_close
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from longconv import cli
-from longconv.models import LongConvConfig, LongConvForCausalLM, load_model, save_model
+from longconv.models import LongConvConfig, LongConvForCausalLM, load_model, replace_mixers, save_model
 from longconv.models import lm_eval as adapter
 from longconv.tasks.lm import ByteTokenizer, HuggingFaceTokenizer, TokenStream, evaluate_windows, load_tokenizer
 from longconv.tasks.lm.needle import scorer
@@ -299,6 +299,48 @@ def test_needles_by_the_command_line(folder, text, capsys, tmp_path):
     assert found["depths"] == [0, 100]
     assert run(capsys, *options) == table
     assert run(capsys, *options, "--seed", 1) != table
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_models_of_transformers(replaced, byte_level, corpus, tmp_path, capsys):
+    """A GPT-2, and the same with the attention of one layer replaced."""
+    torch.manual_seed(0)
+    sizes = {"n_positions": 128, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, **sizes, bos_token_id=0, eos_token_id=0)).eval()
+    if replaced:
+        options = {"filter": {"name": "modal", "order": 4}}
+        model = replace_mixers(model, "hyena", layers=[1], options=options).eval()
+    model.save_pretrained(tmp_path)
+    byte_level.save_pretrained(tmp_path)
+    measured = LanguageEvaluation(tmp_path, data=corpus, max_tokens=100)
+    assert measured.limit == 128
+    scores = measured.windows((10, 100))
+    expected = evaluate_windows(lambda input_ids: model(input_ids).logits, measured.stream, 10, batch_size=1)
+    assert_close(torch.from_numpy(scores[10].nats), torch.from_numpy(expected.nats), torch.float32)
+    assert_close(torch.from_numpy(measured.stateful(7).nats), torch.from_numpy(scores[100].nats), torch.float32)
+    context, candidates = measured.stream.ids[:40].tolist(), [[5, 6, 7], [8], [9, 10]]
+    fast, slow = (make(measured.model)(context, candidates) for make in (cached_scorer, scorer))
+    nats = [torch.tensor([nats for nats, _ in found]) for found in (fast, slow)]
+    assert_close(nats[0], nats[1].double(), torch.float32)
+    assert "bits per byte" in run(capsys, "evaluate", tmp_path, "--data", corpus, "--context", 100)
+    message = "takes at most 128 tokens, not 129"
+    assert message in fails(capsys, "evaluate", tmp_path, "--data", corpus, "--context", 129)
+
+
+def test_records_by_their_field(folder, tmp_path, capsys):
+    lines = [json.dumps({"id": n, "content": f"record {n}: naïve 数"}) for n in range(200)]
+    (tmp_path / "records.jsonl").write_text("\n".join(lines))
+    out = run(
+        capsys, "evaluate", folder, "--data", tmp_path / "records.jsonl", "--text-field", "content", "--json-output"
+    )
+    measured = LanguageEvaluation(folder, data=tmp_path / "records.jsonl", text_field="content")
+    assert json.loads(out)["bytes"] == measured.stream.n_bytes.sum() > 0
+
+
+def test_folders_without_a_language_model(folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "is not a causal model that transformers can read" in fails(capsys, "evaluate", tmp_path)
+    assert "no model in" in fails(capsys, "evaluate", tmp_path.parent)
 
 
 def test_mistakes_are_one_line(folder, text, capsys, tmp_path):
