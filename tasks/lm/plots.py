@@ -53,7 +53,9 @@ def plot_needle(result: NeedleResult, path: Path) -> Path:
         axes.set_xticks(range(len(result.contexts)), [f"{context:,}" for context in result.contexts])
         axes.set_yticks(range(len(result.depths)), [f"{depth:g}%" for depth in result.depths])
         for (row, column), value in np.ndenumerate(values):
-            axes.text(column, row, form.format(value), ha="center", va="center", color="white", fontsize="small")
+            bright = sum(image.to_rgba(value)[:3]) > 1.5
+            colour = "black" if bright else "white"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour, fontsize="small")
         figure.colorbar(image, ax=axes)
     figure.savefig(path, dpi=130)
     return path
