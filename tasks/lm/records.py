@@ -144,7 +144,8 @@ def open_records(
     max_bytes: at most so many bytes of text in all: the first documents of each part, in proportion to its size.
 
     Equal documents are all kept. Raises FileNotFoundError for a path that is not there, and ValueError when nothing
-    matches, for a Parquet file without `text_field`, and for fractions that leave nothing to train on.
+    matches, for a name that says two splits, for a Parquet file without `text_field`, and for fractions that leave
+    nothing to train on.
     """
     if validation < 0 or test < 0 or validation + test >= 1:
         raise ValueError(f"validation={validation} and test={test} must be at least 0 and add up to less than 1")
@@ -277,11 +278,19 @@ def _walk(root: Path, suffixes: Iterable[str]) -> list[File]:
 
 
 def _split_by_words(files: Sequence[File]) -> dict[str, list[File]] | None:
-    """Files by the split that their names say, if all of them do, and train and another are among them."""
+    """Files by the split that their names say, if all of them do, and train and another are among them.
+
+    Raises ValueError for a name that says two splits then.
+    """
+    said = [{_SPLIT_WORDS[word] for word in _SPLIT_IN_NAME.findall(file.name.lower())} for file in files]
+    if not all(said) or "train" not in set.union(*said) or len(set.union(*said)) == 1:
+        return None
     splits: dict[str, list[File]] = {}
-    for file in files:
-        words = _SPLIT_IN_NAME.findall(file.name.lower())
-        if not words:
-            return None
-        splits.setdefault(_SPLIT_WORDS[words[-1]], []).append(file)
-    return splits if "train" in splits and len(splits) > 1 else None
+    for file, words in zip(files, said, strict=True):
+        if len(words) > 1:
+            raise ValueError(
+                f"the name {file.name} says two splits, {' and '.join(sorted(words))}: "
+                "give the splits themselves as data={'train': …, 'validation': …, 'test': …}, or rename it"
+            )
+        splits.setdefault(words.pop(), []).append(file)
+    return splits

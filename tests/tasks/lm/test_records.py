@@ -108,6 +108,9 @@ def test_splits_in_the_names_of_files(tmp_path, names):
         "train": texts(5, seed=0) + texts(5, seed=1),
         "validation": texts(5, seed=2),
     }
+    (tmp_path / "train-test.jsonl").write_bytes(json_lines(["?"]))
+    with pytest.raises(ValueError, match=r"the name train-test.jsonl says two splits, test and train: give the splits"):
+        open_records(tmp_path)
     # One file whose name says nothing, and all are split by their documents.
     (tmp_path / "more.jsonl").write_bytes(json_lines(texts(200, seed=9)))
     assert open_records(tmp_path).splits == ("train", "validation", "test")
@@ -133,6 +136,20 @@ def test_one_packed_text_is_cut_in_three_at_line_ends(tmp_path):
         assert "".join(cut.values()).encode() == raw
         assert all(text.startswith("line ") and text.endswith("\n") for text in cut.values())
         assert len(cut["test"].encode()) == pytest.approx(0.05 * len(raw), abs=40)
+
+
+def test_packed_texts_are_a_document_each_beside_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts_module, "PART_BYTES", 300)
+    rows = texts(60)
+    for i, row in enumerate(rows[:40]):
+        (tmp_path / f"{i}.txt.gz").write_bytes(gzip.compress(row.encode()))
+    (tmp_path / "a.txt").write_text(rows[40])
+    (tmp_path / "b.jsonl").write_bytes(json_lines(rows[41:]))
+    assert read(open_records(tmp_path, suffixes=("txt.gz", ".txt", "jsonl"))) == sorted(rows)
+    packed = open_records(tmp_path, suffixes=(".gz",), validation=0.2, test=0.2)
+    assert read(packed) == sorted(rows[:40])
+    assert len(packed.splits) == 3
+    assert len(packed.parts) > 3
 
 
 def test_max_bytes_takes_whole_documents_from_every_part(tmp_path):
