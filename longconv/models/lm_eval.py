@@ -4,7 +4,9 @@
 
 is the harness's own command line, which finds models only once they are registered; so does `register()` before
 `lm_eval.simple_evaluate(model="longconv", ...)`. The harness is the extra `longconv[eval]`. What is computed is what it
-defines (`LM` in its `lm_eval/api/model.py`), and equals what its `--model hf` computes of the same folder.
+defines (`LM` in its `lm_eval/api/model.py`), and equals what its `--model hf` computes of the same folder. (A text
+begins with the token that the model's configuration names; where the tokenizer's beginning is another one, `--model hf`
+has to be told by its `prefix_token_id`.)
 Sequences of about the same length are batched, and only logits that are asked for are computed.
 """
 

@@ -193,6 +193,18 @@ def test_rolling_loglikelihood_of_the_harness_agrees(folder, text):
     assert evaluate_windows(model, stream, 64).nats.sum() == pytest.approx(end - rolling, rel=1e-5)
 
 
+def test_bits_per_byte_of_the_harness_itself(folder):
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    lm, model, texts = adapter.LongConvLM(folder, device="cpu"), load_model(folder), ["short", "é" * 64, "three texts"]
+    rolling = lm.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts])
+    sizes = [len(text.encode()) for text in texts]
+    theirs = metrics.bits_per_byte(list(zip(rolling, sizes, strict=True)))
+    streams = [TokenStream.of([text], ByteTokenizer()).first(size) for text, size in zip(texts, sizes, strict=True)]
+    scores = [evaluate_windows(model, stream, 64) for stream in streams]
+    ours = sum(score.nats.sum() for score in scores) / math.log(2) / sum(score.n_bytes.sum() for score in scores)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_the_harness_begins_texts_as_training_did(byte_level, tmp_path):
     """A tokenizer with a beginning of its own: training shows the end-of-text token there."""
     original = PreTrainedTokenizerFast(
