@@ -57,9 +57,7 @@ class MixerAttention(nn.Module):
         cache = past_key_values if layer_past is None else layer_past
         layer = None if cache is None else state_layer(cache, self.layer_idx)
         if layer is not None and hidden_states.shape[1] == 1 and layer.next_is_real:  # the token loop
-            y, state = self.mixer.step(hidden_states[:, 0], layer.state)
-            layer.advance(state, 1, None, y.device)
-            return self.dropout(y[:, None]), None
+            return self.dropout(self._continue(hidden_states, None, layer)), None
         mask, starts = self._read(attention_mask, hidden_states, position_ids)
         if layer is not None:
             if starts is not None:
@@ -93,13 +91,18 @@ class MixerAttention(nn.Module):
     def _continue(self, x: Tensor, mask: Tensor | None, layer: MixerStateLayer) -> Tensor:
         if layer.closed:
             raise ValueError("the rows before were padded on the right, so nothing can follow them: pad on the left")
+        L = x.shape[1]
+        x, mask = layer.take(x, mask)
         if mask is not None and layer.ends_before(mask):
             # Models make a cache of every batch; most will never be continued.
             y, state, layer.closed = self.mixer(x, mask=mask, state=layer.state), layer.state, True
+        elif mask is None and x.shape[1] == 1 and layer.state is not None:
+            y, state = self.mixer.step(x[:, 0], layer.state)
+            y = y[:, None]
         else:
             y, state = self.mixer(x, mask=mask, state=layer.state, return_state=True)
         layer.advance(state, x.shape[1], mask, x.device)
-        return y
+        return y[:, -L:]  # without those that were taken back and came again
 
     def extra_repr(self) -> str:
         """The layer's index, for `print(model)`."""

@@ -1,7 +1,7 @@
 """The streaming state of a mixer that stands in place of an attention, in the cache that the model hands around."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,31 +9,48 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 
+class Moment(NamedTuple):
+    """What a `MixerStateLayer` holds at one moment. States are values, so it costs nothing but the memory held."""
+
+    state: Any
+    seen_tokens: int
+    may_be_padding: bool
+    last_real: Tensor | None
+
+
 class MixerStateLayer(CacheLayerMixin):
     """One layer's entry in a `transformers.DynamicCache`: a mixer's state instead of keys and values.
 
     It says how many tokens it has seen, as the others do, so masks and positions come out right whichever layer the
-    model asks. Tokens cannot be taken back (`crop`): a recurrence does not run backwards.
+    model asks.
+
+    A recurrence does not run backwards, so tokens are taken back (`crop`) by going back to the state before a chunk,
+    kept for that if `record_past` is on. Inputs between such a state and the place `crop` leads to are pending: they
+    are mixed again together with the next ones.
 
     Attributes:
         state: the mixer's `longconv.state.LayerState`; None before the first token.
-        seen_tokens: tokens so far, padding included.
+        seen_tokens: tokens so far, padding and pending ones included.
         may_be_padding: whether a row may still be in its left padding.
         last_real: (B,) bool, whether each row's last token was real; None if all were, or before the first token.
         closed: whether rows ended in padding on the right, so that nothing can follow.
+        record_past: whether the states before each chunk are kept, until the next `crop`.
     """
 
     is_compileable = False
-    is_croppable = False
+    is_croppable = True
     is_sliding = False
     supports_early_init = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.record_past = False
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything; whether the past is recorded stays as it is."""
+        self._past: list[tuple[Moment, Tensor, Tensor | None]] = []
+        self._pending: tuple[Tensor, Tensor | None] | None = None
         self.state: Any = None
         self.seen_tokens = 0
         self.may_be_padding, self.closed = True, False
@@ -44,6 +61,22 @@ class MixerStateLayer(CacheLayerMixin):
     def next_is_real(self) -> bool:
         """Whether a token that follows must be real, because all rows have begun: no need to look at its mask."""
         return self.state is not None and not self.may_be_padding and not self.closed
+
+    def take(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What to mix when x (B, L, D) comes next, with its mask (None: all real): pending inputs come before it."""
+        if self._pending is not None:
+            (earlier, hidden), self._pending = self._pending, None
+            self.seen_tokens -= earlier.shape[1]
+            if mask is not None or hidden is not None:
+                pairs = ((earlier, hidden), (x, mask))
+                masks = [inputs.new_ones(inputs.shape[:2], dtype=torch.bool) if m is None else m for inputs, m in pairs]
+                mask = torch.cat(masks, dim=1)
+            x = torch.cat([earlier, x], dim=1)
+        if self.record_past:
+            self._past.append((Moment(self.state, self.seen_tokens, self.may_be_padding, self.last_real), x, mask))
+        else:
+            self._past.clear()
+        return x, mask
 
     def ends_before(self, mask: Tensor) -> bool:
         """Whether a row that has begun is padded in this chunk's mask (B, L): padding on the right."""
@@ -71,12 +104,35 @@ class MixerStateLayer(CacheLayerMixin):
         """The length and the offset of what a mask covers: all tokens so far and the new ones."""
         return self.seen_tokens + query_length, 0
 
+    def activate_past_recording(self) -> None:
+        """Keep the states before each chunk from now on, until the next `crop`."""
+        self.record_past = True
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise ValueError, unless 0 tokens are to be taken back."""
-        if tokens_to_remove:
+        """Take the last tokens back, as many as a negative number says; 0 forgets the past that was kept so far.
+
+        Raises:
+            ValueError: a positive number, or the states of that moment were not kept.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove must be 0 or negative, got {tokens_to_remove}")
+        if tokens_to_remove < 0:
+            self._go_back(self.seen_tokens + tokens_to_remove)
+        self._past.clear()
+
+    def _go_back(self, target: int) -> None:
+        entry = next((entry for entry in reversed(self._past) if entry[0].seen_tokens <= target), None)
+        if entry is None:
             raise ValueError(
-                f"crop: a layer with a mixer in place of its attention cannot take tokens back, got {tokens_to_remove}"
+                f"crop: a layer with a mixer in place of its attention cannot go back to {target} tokens, because the "
+                "states before were not kept; activate_past_recording() comes first, and lasts until the next crop"
             )
+        moment, x, mask = entry
+        self.state, self.seen_tokens, self.may_be_padding, self.last_real = moment
+        self.closed = False
+        if count := target - self.seen_tokens:
+            self._pending = x[:, :count], None if mask is None else mask[:, :count]
+            self.seen_tokens = target
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep batch rows `beam_idx`, in that order."""
@@ -94,6 +150,10 @@ class MixerStateLayer(CacheLayerMixin):
     def _map(self, on_state: Callable[[Any], Any], on_tensor: Callable[[Tensor], Tensor]) -> None:
         self.state = None if self.state is None else on_state(self.state)
         self.last_real = None if self.last_real is None else on_tensor(self.last_real)
+        if self._pending is not None:
+            x, mask = self._pending
+            self._pending = on_tensor(x), None if mask is None else on_tensor(mask)
+        self._past.clear()  # of rows that are no longer there
 
     def offload(self) -> None:
         """Do nothing: the state is small, so it stays on its device."""

@@ -27,7 +27,6 @@ from .replaced import (
 def replace_mixers(
     model: Any,
     mixer: str,
-    *,
     layers: str | Iterable[int] | None = None,
     options: Mapping[str, Any] | None = None,
     max_length: int | None = None,

@@ -28,6 +28,7 @@ from transformers.models.auto import modeling_auto
 from longconv.layers import Mixer, build_layer
 
 from .adapter import MixerAttention
+from .adapter_cache import state_layer
 from .initialisation import KEPT_IN_FLOAT32, KeepsMarks, init_module, keep_filters_own
 
 #: In front of the names of classes and model types.
@@ -124,6 +125,17 @@ class ReplacedMixers(KeepsMarks):
             for module in adapter.modules():
                 module._is_hf_initialized = True  # type: ignore[assignment]
         super().initialize_weights()  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        # The states' places have to be there before the cache is told to record its past, as assisted generation does.
+        if (cache := model_kwargs.get("past_key_values")) is not None:
+            for index in adapters_of(self):  # type: ignore[arg-type]
+                state_layer(cache, index)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
 
     # What transformers decides by the module that a class was written in.
 

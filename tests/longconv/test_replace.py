@@ -8,14 +8,14 @@ from numerics import assert_close
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2LMHeadModel, StaticCache
 
-from longconv.layers import Hyena
+from longconv.layers import LAYERS, Hyena, build_layer
 from longconv.models import replace_mixers, replacement_report
 from longconv.models.adapter import MixerAttention, read_mask
 from longconv.models.adapter_cache import MixerStateLayer
 from longconv.models.replaced import ARCHITECTURES, adapters_of, mixers_of
 
-V, D, LAYERS, LONGEST = 37, 16, 3, 64
-COMMON = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "max_position_embeddings": LONGEST}
+V, D, LONGEST = 37, 16, 64
+COMMON = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 3, "max_position_embeddings": LONGEST}
 HEADS = {"num_attention_heads": 2, "intermediate_size": 24}
 GROUPED = {**HEADS, "num_key_value_heads": 1}
 CONFIGS = {
@@ -29,7 +29,6 @@ CONFIGS = {
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 8},
 }
-MODAL = {"filter": {"name": "modal", "order": 4}}
 # The three that are asked for; the others have the same call.
 ASKED = ("gpt2", "llama", "gpt_neox")
 
@@ -183,27 +182,32 @@ def test_beams_and_sampling(name, layers):
         assert torch.equal(*outputs), more
 
 
-@pytest.mark.parametrize("mixer", ["attention", "mega", "micro_tcn", "multi_hyena", "multires", "s4d", "sgconv", "tcn"])
+OTHERS = {name: {} for name in sorted(LAYERS.keys() - {"hyena"})}
+OTHERS |= {
+    "attention": {"num_heads": 2},
+    "dynamicconv": {"kernel_size": 4, "num_heads": 2},
+    "hyena_nd": {"shape": (LONGEST,)},
+    "lightconv": {"kernel_size": 4, "num_heads": 2},
+    "multi_hyena": {"num_heads": 2},
+}
+
+
+@pytest.mark.parametrize("mixer", OTHERS)
 @torch.no_grad()
 def test_other_mixers(mixer):
-    options = {"num_heads": 2} if mixer in ("attention", "multi_hyena") else {}
-    if mixer == "tcn":
-        options = {"hidden_channels": 8}
-    model = replace_mixers(original("llama"), mixer, layers=[0, 1], options=_accepted(mixer, options))
+    """Every mixer there is."""
+    model = original("llama")
+    if not build_layer(mixer, D, LONGEST, **OTHERS[mixer]).causal:
+        with pytest.raises(ValueError, match="is not causal"):
+            replace_mixers(model, mixer, options=OTHERS[mixer])
+        return
+    replace_mixers(model, mixer, [0, 1], OTHERS[mixer])
     batch = padded([5, 11], "left")
     logits = model(**batch).logits
     assert_close(logits[0, -5:], model(batch["input_ids"][:1, -5:]).logits[0])
     cache, ids = DynamicCache(), prompt(2, 12)
     steps = [model(part, past_key_values=cache, use_cache=True).logits for part in ids.split([5, 4, 1, 1, 1], dim=1)]
     assert_close(torch.cat(steps, 1), model(ids).logits)
-
-
-def _accepted(mixer, options):
-    import inspect
-
-    from longconv.layers import LAYERS
-
-    return {name: value for name, value in options.items() if name in inspect.signature(LAYERS[mixer]).parameters}
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -300,9 +304,56 @@ def test_cache():
         cache.reset()
         assert cache.get_seq_length() == 0
         assert_close(model(ids, past_key_values=cache, use_cache=True).logits, whole)
-        assert not cache.is_croppable
-        with pytest.raises(ValueError, match="cannot take tokens back"):
+
+
+@torch.no_grad()
+def test_tokens_taken_back():
+    """`crop`, also to the middle of a chunk, of a padded one, and twice."""
+    model = hybrid()
+    batch = padded([12, 9, 4], "left")
+    ids, mask, where = batch.values()
+    whole = model(**batch).logits
+
+    def run(start, end, inputs=ids):
+        given = {"attention_mask": mask[:, :end], "position_ids": where[:, start:end], "past_key_values": cache}
+        return model(inputs[:, start:end], **given, use_cache=True).logits
+
+    for cache in (DynamicCache(), DynamicCache(config=model.config)):
+        run(0, 2)
+        with pytest.raises(ValueError, match="cannot go back to 1 tokens"):
             cache.crop(-1)
+        cache.reset()
+        run(0, 2)
+        cache.activate_past_recording()
+        cache.crop(0)
+        other = prompt(3, 12)
+        for start, end, target in ((2, 10, 4), (4, 5, 4), (4, 9, 7)):
+            run(start, end, other.where(torch.arange(12) >= target, ids))
+            cache.crop(target - end)
+            assert cache.get_seq_length() == cache.get_seq_length(1) == target
+        with pytest.raises(ValueError, match="cannot go back to 6 tokens"):
+            cache.layers[0].crop(-1)
+        rows = torch.tensor([1, 0, 2])
+        cache.reorder_cache(rows)
+        cache.reorder_cache(rows)
+        parts = [run(7, 8), run(8, 10, other)]
+        cache.crop(-2)
+        parts += [run(8, 12)]
+        logits = torch.cat([parts[0], parts[2]], dim=1)
+        assert_close(logits[mask[:, 7:] == 1], whole[:, 7:][mask[:, 7:] == 1])
+        with pytest.raises(ValueError, match="must be 0 or negative"):
+            cache.layers[0].crop(1)
+
+
+@pytest.mark.parametrize("name", ASKED)
+@torch.no_grad()
+def test_assisted_generation(name):
+    model, draft, ids = hybrid(name), hybrid(name, "all"), prompt(1, 9)
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, **options, prompt_lookup_num_tokens=3), expected)
+    assert torch.equal(model.generate(ids, **options, assistant_model=draft), expected)
+    assert torch.equal(model.generate(ids, **options, assistant_model=copy.deepcopy(model)), expected)
 
 
 @torch.no_grad()
