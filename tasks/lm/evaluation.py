@@ -91,18 +91,18 @@ class Scores:
         return {**summary(float(self.nats.sum()), tokens, n_bytes), "tokens": tokens, "bytes": n_bytes}
 
     def curve(self) -> list[dict[str, float]]:
-        """Loss by the tokens seen, in octaves: rows of ``from``, ``to``, ``tokens``, ``loss`` and ``bits_per_byte``.
+        """Loss by the tokens seen: rows of ``from``, ``to``, ``tokens``, ``loss`` and ``bits_per_byte``.
 
-        An octave without a byte is not there.
+        A row is an octave, 1, 2, 3 to 4, 5 to 8, …; one without a byte is not there.
         """
         rows = []
-        for low in (1 << k for k in range(len(self.nats).bit_length())):
-            at = slice(low - 1, 2 * low - 1)
+        for low, high in [(0, 1), *((1 << k, 2 << k) for k in range((len(self.nats) - 1).bit_length()))]:
+            at = slice(low, high)
             if self.n_bytes[at].sum():
                 sums = float(self.nats[at].sum()), int(self.tokens[at].sum()), int(self.n_bytes[at].sum())
                 values = summary(*sums)
                 del values["perplexity"]
-                rows.append({"from": low, "to": min(2 * low - 1, len(self.nats)), "tokens": sums[1], **values})
+                rows.append({"from": low + 1, "to": min(high, len(self.nats)), "tokens": sums[1], **values})
         return rows
 
 

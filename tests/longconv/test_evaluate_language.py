@@ -276,7 +276,7 @@ def test_evaluate_prints_what_was_measured(folder, text, capsys, tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
     rows = json.loads(output("--contexts", 16, 64, "--json-output", "--curve", "--stride", 32))["contexts"]
     assert [(row["context"], row["stride"]) for row in rows] == [(16, 16), (64, 32)]
-    assert [row["from"] for row in rows[0]["curve"]] == [1, 2, 4, 8, 16]
+    assert [row["from"] for row in rows[0]["curve"]] == [1, 2, 3, 5, 9]
     assert f"{table[1].split()[1]}" == f"{rows[0]['bits_per_byte']:.4f}"
     assert "tokens seen" in output("--context", 16, "--curve")
     carried = json.loads(output("--stateful", "--max-tokens", 200, "--json-output"))

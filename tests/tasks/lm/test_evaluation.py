@@ -167,20 +167,24 @@ def test_a_carried_state_sees_everything(model, stream, chunk):
 def test_curve_in_octaves(model, stream):
     scores = evaluate_windows(model, stream, 13)
     rows = scores.curve()
-    assert [(row["from"], row["to"]) for row in rows] == [(1, 1), (2, 3), (4, 7), (8, 13)]
+    assert [(row["from"], row["to"]) for row in rows] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 13)]
     assert sum(row["tokens"] for row in rows) == N - 1
     nats, tokens, n_bytes = brute_force(model, stream, 13, 13)
-    assert rows[2]["loss"] == pytest.approx(nats[3:7].sum() / tokens[3:7].sum(), rel=1e-12)
-    assert rows[2]["bits_per_byte"] == pytest.approx(nats[3:7].sum() / math.log(2) / n_bytes[3:7].sum(), rel=1e-12)
+    assert rows[3]["loss"] == pytest.approx(nats[4:8].sum() / tokens[4:8].sum(), rel=1e-12)
+    assert rows[3]["bits_per_byte"] == pytest.approx(nats[4:8].sum() / math.log(2) / n_bytes[4:8].sum(), rel=1e-12)
     total = sum(row["loss"] * row["tokens"] for row in rows)
     assert total == pytest.approx(scores.nats.sum(), rel=1e-12)
+    for context in (1, 2, 3, 16):
+        rows = evaluate_windows(model, stream, context).curve()
+        assert (rows[0]["from"], rows[-1]["to"]) == (1, context)
+        assert sum(row["tokens"] for row in rows) == N - 1
 
 
 def test_curve_leaves_out_what_was_not_measured():
     scores = Scores(8)
     scores.add(2, torch.ones(1, 2), np.array([[0, 0]]))
     scores.add(4, torch.ones(1, 1), np.array([[3]]))
-    assert [row["from"] for row in scores.curve()] == [4]
+    assert [row["from"] for row in scores.curve()] == [3]
 
 
 def test_a_module_is_in_eval_mode_for_the_time_being(stream):
