@@ -13,7 +13,9 @@ All are ours. What they follow:
 - Gu and Dao 2023 ("Mamba", section 4.1) on induction heads, L = 256 and 16 ids, new sequences in every step; and Poli
   et al. 2024 (athms/mad-lab configs/tasks/) on noisy recall and copying.
 
-Here: sequences are new in every step, 2,500 of which take minutes on one core, so the learning rate is higher.
+Here: as many updates as Hyena's, with sequences that are new in every one, and twice the learning rate. The way to an
+answer is found late and suddenly: Hyena on recall with 32 tokens and 10 ids is at 63% after 1,000 updates, at 95% after
+1,500 and at 100% after 3,500.
 """
 
 from pathlib import Path
@@ -54,13 +56,13 @@ BASE: dict[str, Any] = {
     "activation": "gelu",
     "norm": "layer",
     "batch_size": 32,
-    "lr": 2.2e-3,
+    "lr": 1e-3,
     "weight_decay": 0.1,
     "beta2": 0.98,
     "warmup": 0.05,
     "schedule": "cosine",
-    "steps": 2_500,
-    "evaluate_every": 125,
+    "steps": 12_500,
+    "evaluate_every": 250,
     "evaluate_batches": 0,
     "save_every": 0,
     "log_every": 25,
