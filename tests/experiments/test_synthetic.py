@@ -32,6 +32,14 @@ def test_every_task_has_every_mixer():
         assert all(block.mixer.causal for block in model.model.layers)
 
 
+def test_updates_are_as_many_as_published():
+    """Poli et al. 2023, appendix A.1: 200 passes over 2,000 sequences in batches of 32, a warm-up of 10 of them."""
+    config = recipes.get("synthetic.recall.hyena")
+    assert config.steps == 200 * 2_000 / config.batch_size
+    assert config.warmup == 10 / 200
+    assert (config.beta2, config.weight_decay, config.dropout) == (0.98, 0.1, 0.0)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_smoke_of_every_task(task):
     config = recipes.smoke(recipes.get(f"synthetic.{task}.sgconv"))
