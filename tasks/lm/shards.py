@@ -12,6 +12,8 @@ import json
 import multiprocessing
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cached_property
@@ -57,7 +59,7 @@ def build(
     for part, folder in itertools.compress(zip(corpus.parts, folders, strict=True), there):
         job.make(part, folder)
     if not all(there):
-        with _one_at_a_time(cache.make_key([os.fspath(folder) for folder in folders])):
+        with _one_at_a_time(cache.make_key([os.fspath(folder) for folder in folders])) as job.lock:
             # In the meantime another process may have made them.
             tasks = list(zip(corpus.parts, folders, strict=True))
             _make_all(job, [(part, folder) for part, folder in tasks if verify or not folder.exists()], workers)
@@ -69,16 +71,19 @@ def build(
 
 
 @contextlib.contextmanager
-def _one_at_a_time(name: str) -> Iterator[None]:
-    """Processes of one machine that would build the same wait for each other, such as the ranks of a training run."""
+def _one_at_a_time(name: str) -> Iterator[int | None]:
+    """Processes of one machine that would build the same wait for each other, such as the ranks of a training run.
+
+    Gives the descriptor of the locked file: it stays locked until all copies of it are closed.
+    """
     try:
         import fcntl
     except ImportError:  # then all of them build, and one result is kept
-        yield
+        yield None
         return
     with Path(tempfile.gettempdir(), f"longconv-{os.getuid()}-{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def _make_all(job: "_Job", tasks: Sequence[tuple[Part, Path]], workers: int) -> None:
@@ -100,6 +105,7 @@ class _Job:
 
     def __init__(self, corpus: Records, tokenizer: Tokenizer, verify: bool) -> None:
         self.corpus, self.tokenizer, self.verify = corpus, tokenizer, verify
+        self.lock: int | None = None
 
     def make(self, part: Part, folder: Path) -> None:
         cache.fetch(folder, lambda new: write_shard(new, self.corpus, part, self.tokenizer), verify=self.verify)
@@ -108,11 +114,21 @@ class _Job:
 _job: _Job | None = None
 
 
-def _start(job: _Job) -> None:
+def _start(job: _Job, forked: bool) -> None:
     global _job
     _job = job
+    if forked and job.lock is not None:
+        os.close(job.lock)  # else a build that is killed would leave it locked
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # The processes are as many as the cores: tokenizers must not start as many threads in each.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has been killed, which could not tell it so."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _make(part: Part, folder: Path) -> None:
@@ -123,9 +139,9 @@ def _make(part: Part, folder: Path) -> None:
 def _in_processes(job: _Job, tasks: Sequence[tuple[Part, Path]], workers: int, done: Callable[[], Any]) -> None:
     """Make all shards; the first error ends the others that have not begun."""
     # Forked processes have read nothing anew and need no guard in the script that called; elsewhere there are none.
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else None)
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _start, (job,)) as pool:
+    forked = "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if forked else None)
+    with ProcessPoolExecutor(min(workers, len(tasks)), context, _start, (job, forked)) as pool:
         try:
             for future in as_completed([pool.submit(_make, part, folder) for part, folder in tasks]):
                 future.result()

@@ -1,8 +1,10 @@
 """Shards: every byte once, the same files however they are made, and only what is missing made again."""
 
 import json
+import multiprocessing
 import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +43,14 @@ def files(root: Path) -> dict[str, bytes]:
 
 def never(*_, **__):
     raise AssertionError("made again")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, which one that nobody has waited for does not."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def documents(shards: TokenShards) -> list[str]:
@@ -116,6 +126,42 @@ def test_a_build_that_is_killed_goes_on_at_the_shard(records, tmp_path, monkeypa
     build(records, ByteTokenizer(), tmp_path / "cache", workers=1)
     assert len(again) == len(records.parts) - 4
     assert files(tmp_path / "cache") == files(tmp_path / "whole")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_processes_of_a_build_that_is_killed_hold_nothing_up(records, tmp_path, monkeypatch):
+    build(records, ByteTokenizer(), tmp_path / "whole", workers=1)
+    write = shards_module.write_shard
+
+    def slow(folder, *args):
+        time.sleep(0.2)
+        (tmp_path / "pids" / str(os.getpid())).touch()
+        write(folder, *args)
+
+    (tmp_path / "pids").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "write_shard", slow)
+        process = multiprocessing.get_context("fork").Process(
+            target=build, args=(records, ByteTokenizer(), tmp_path / "cache"), kwargs={"workers": 2}
+        )
+        process.start()
+        while len(list((tmp_path / "cache").glob("shard-*"))) < 3:
+            assert process.is_alive()
+            time.sleep(0.02)
+        process.kill()
+        process.join()
+    assert len(list((tmp_path / "cache").glob("shard-*"))) < len(records.parts)
+    build(records, ByteTokenizer(), tmp_path / "cache", workers=2)
+    whole = {name: raw for name, raw in files(tmp_path / "cache").items() if not name.startswith(".")}
+    assert whole == files(tmp_path / "whole")
+    workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    assert len(workers) == 2
+    for _ in range(100):
+        if not any(alive(pid) for pid in workers):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("processes are left behind")
 
 
 def test_processes_that_build_at_once_share_the_work(records, tmp_path, monkeypatch):
