@@ -137,6 +137,15 @@ class ReplacedMixers(KeepsMarks):
             if generation_config.is_assistant:
                 cache.activate_past_recording()
 
+    def _prepare_attention_mask_for_generation(
+        self, inputs_tensor: Any, generation_config: Any, model_kwargs: dict[str, Any]
+    ) -> Any:
+        # generate() drops a mask of ones on the way to a draft model, and there takes generated pad tokens for padding.
+        if generation_config.is_assistant:
+            return inputs_tensor.new_ones(inputs_tensor.shape[:2], dtype=torch.long)
+        prepare: Any = super()._prepare_attention_mask_for_generation  # type: ignore[misc]
+        return prepare(inputs_tensor, generation_config, model_kwargs)
+
     # What transformers decides by the module that a class was written in.
 
     @classmethod

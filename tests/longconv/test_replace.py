@@ -348,6 +348,7 @@ def test_tokens_taken_back():
 @pytest.mark.parametrize("name", ASKED)
 @torch.no_grad()
 def test_assisted_generation(name):
+    torch.manual_seed(5)  # the draft comes to the pad token, which it must not take for padding
     model, draft, ids = hybrid(name), hybrid(name, "all"), prompt(1, 9)
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     expected = model.generate(ids, **options)

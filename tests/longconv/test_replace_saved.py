@@ -157,7 +157,10 @@ def test_initialisation():
         assert mixer.out_proj.weight.std().item() == pytest.approx(1e-3 * scale, rel=0.05)
         assert not mixer.in_proj.bias.any()
         assert all(m.weight.std() > 1e-2 for m in mixer.long_filters.modules() if isinstance(m, nn.Linear))
-    # Constructed from a configuration, as from_pretrained does.
+    # Constructed from a configuration, as from_pretrained does. GPT-2 scales parts of its MLPs, too.
+    backbone = replace_mixers(GPT2Model(config("gpt2", hidden_size=64, initializer_range=1e-3)), "hyena")
+    for either in (backbone, type(backbone)(backbone.config)):
+        assert either.h[0].mlp.c_proj.weight.std().item() == pytest.approx(1e-3 * 6**-0.5, rel=0.05)
     built = type(model)(model.config)
     assert mixers_of(built)[0].in_proj.weight.std().item() == pytest.approx(1e-3, rel=0.05)
     assert built.model.layers[1].self_attn.q_proj.weight.std().item() == pytest.approx(1e-3, rel=0.05)
@@ -175,6 +178,12 @@ def test_missing_weights_are_initialised(tmp_path):
     assert torch.equal(mixer.out_proj.weight, kept.out_proj.weight)
     assert torch.equal(mixer.short_weight, kept.short_weight)
     assert torch.equal(mixer.long_filters[0](9), kept.long_filters[0](9))
+    # None of the mixer: its filters begin as they do themselves.
+    mixed = hybrid("llama", hidden_size=64, initializer_range=1e-3)
+    weights = {name: t.clone() for name, t in mixed.state_dict().items() if ".mixer." not in name}
+    mixer = mixers_of(type(mixed).from_pretrained(None, config=mixed.config, state_dict=weights))[0]
+    assert mixer.in_proj.weight.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert all(m.weight.std() > 1e-2 for m in mixer.long_filters.modules() if isinstance(m, nn.Linear))
 
 
 def test_marks_reach_the_optimiser():
@@ -210,7 +219,7 @@ def test_gradients_with_checkpointing(name):
 @torch.no_grad()
 def test_compiled(name):
     model = hybrid(name)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     ids = prompt(2, 16)
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -223,7 +232,7 @@ def test_compiled(name):
 @torch.no_grad()
 def test_packed_rows_fail_when_compiled():
     model = hybrid("llama")
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="eager")
     where = torch.tensor([[0, 1, 2, 0, 1]])
     with pytest.raises(RuntimeError, match="a compiled model cannot take packed sequences"):
         compiled(prompt(1, 5), position_ids=where, use_cache=False)
