@@ -81,9 +81,21 @@ def _one_at_a_time(name: str) -> Iterator[int | None]:
     except ImportError:  # then all of them build, and one result is kept
         yield None
         return
-    with Path(tempfile.gettempdir(), f"longconv-{os.getuid()}-{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    path = Path(tempfile.gettempdir(), f"longconv-{os.getuid()}-{name}.lock")
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever had it before has removed it, and others may have made a new one since.
+            try:
+                if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield file.fileno()
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def _make_all(job: "_Job", tasks: Sequence[tuple[Part, Path]], workers: int) -> None:
