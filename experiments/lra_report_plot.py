@@ -31,7 +31,7 @@ class Curve:
 
 
 def curves(folder: Path) -> list[Curve]:
-    """The curves of all runs of classifiers in a folder and those inside it, smoke runs apart; by task and layer.
+    """The curves of all runs on these tasks in a folder and those inside it, smoke runs apart; by task and layer.
 
     Raises:
         ValueError: there is none.
@@ -42,6 +42,8 @@ def curves(folder: Path) -> list[Curve]:
         if "smoke" in log.parts or not options.exists():
             continue
         config = json.loads(options.read_text())
+        if not config.get("task", "").startswith("lra/"):
+            continue
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         seen = [line for line in lines if line.get("split") == "validation" and "accuracy" in line]
         if seen:

@@ -197,7 +197,7 @@ def test_command_line_lists_recipes(capsys):
     assert cli.main(["train", "lra.listops"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(recipes.names("lra.listops"))
-    assert "hyperparameters on LRA" in lines[5]
+    assert "gconv-lra-listops.yaml" in lines[5]
 
 
 def test_hash_is_of_what_is_learnt():
