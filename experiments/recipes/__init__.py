@@ -14,7 +14,7 @@ synthetic.py    recall and copying, language models
 smoke.py    `smoke`
 """
 
-import dataclasses
+import copy
 import difflib
 
 from longconv.training import TaskConfig
@@ -44,7 +44,7 @@ def get(name: str) -> TaskConfig:
     Raises:
         ValueError: there is none of that name.
     """
-    return dataclasses.replace(_find(name).config)
+    return copy.deepcopy(_find(name).config)
 
 
 def source(name: str) -> str:

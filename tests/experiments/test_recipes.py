@@ -140,6 +140,8 @@ def test_recipes_of_a_layer_can_be_built(layer):
         _, task, of = name.split(".")
         if of == layer and task not in ("pathx", "path256", "path512"):
             config = recipes.get(name)
+            if config.task_options.pop("level", None):  # a vocabulary of characters is that of texts, not here
+                assert task == "text"
             model = config.job().build_model()
             assert model.config.num_hidden_layers == config.layers
             assert all(block.mixer.causal != config.bidirectional for block in model.base_model.layers)
