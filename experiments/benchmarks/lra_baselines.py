@@ -62,7 +62,7 @@ def run(
     sizes: tuple[int, int, int] | None = None,
     seed: int | None = None,
     difficulty: Literal["easy", "intermediate", "hard"] | None = None,
-    options: JsonOptions = {},  # noqa: B006 (never changed; tyro wants a dictionary)
+    options: JsonOptions | None = None,
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     output: Path | None = None,
@@ -98,7 +98,7 @@ def run(
     output = default_output("lra-baselines") if output is None else output
     check_columns(output, BaselineRow)
     settings: dict[str, Any] = {"sizes": sizes, "seed": seed, "difficulty": difficulty}
-    settings = {name: value for name, value in settings.items() if value is not None} | options
+    settings = {name: value for name, value in settings.items() if value is not None} | (options or {})
     folders = {name: folder for name, folder in (("data_dir", data_dir), ("cache_dir", cache_dir)) if folder}
     opened = get(task, **settings, **folders)
     console = Console()

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_model as load_weights
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from longconv.models import save_model
 
@@ -37,8 +36,8 @@ class BestJob(Job[C]):
 
     @cached_property
     @abstractmethod
-    def batches(self) -> Batches:
-        """The train split in batches."""
+    def train_batches(self) -> Batches:
+        """The train split in batches; see `Job.train_batches`."""
 
     @property
     def units_per_step(self) -> int:
@@ -50,7 +49,7 @@ class BestJob(Job[C]):
         config = self.config
         if config.epochs is None:
             return config.steps
-        steps = math.ceil(config.epochs * -(-len(self.batches) // config.accumulate))
+        steps = math.ceil(config.epochs * -(-len(self.train_batches) // config.accumulate))
         return min(steps, config.steps) if config.steps else steps
 
     def finish(self, trainer: "BestTrainer") -> dict[str, float]:
@@ -98,19 +97,6 @@ class BestTrainer(LongConvTrainer):
         self._correct += correct
         self._counted += answers
         self.sequences += sequences
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """The train split in the order of the job's `Batches`."""
-        loader = DataLoader(
-            self.job.splits["train"],
-            batch_sampler=self.job.batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            persistent_workers=self.args.dataloader_num_workers > 0,
-            pin_memory=self.args.dataloader_pin_memory,
-            generator=torch.Generator(),  # what seeds the processes; else dropout would depend on their number
-        )
-        return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """The batches of the next update, and how many items they have."""

@@ -104,8 +104,8 @@ class ClassifyJob(BestJob[ClassifyConfig]):
         return self.task.lengths(split) if self.config.bucket and self.task.vocab_size is not None else None
 
     @cached_property
-    def batches(self) -> Batches:
-        """The train split in batches."""
+    def train_batches(self) -> Batches:
+        """See `Job.train_batches`."""
         config = self.config
         return Batches(len(self.splits["train"]), config.batch_size, seed=config.seed, lengths=self.lengths("train"))
 
@@ -126,18 +126,8 @@ class ClassifyJob(BestJob[ClassifyConfig]):
         described |= {"num_labels": task.n_classes, "max_position_embeddings": task.length}
         model_config = LongConvConfig(
             **described,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.layers,
-            mixers=config.mixers,
-            mixer_options=config.options_of_mixers(),
-            norm=config.norm,
-            norm_position=config.norm_position,
-            intermediate_size=config.intermediate_size,
-            activation=config.activation,
-            dropout=config.dropout,
-            embedding_dropout=config.embedding_dropout,
+            **config.model_options() | {"mixer_options": config.options_of_mixers()},
             tie_dropout=config.tie_dropout,
-            initializer_range=config.initializer_range,
             classifier_pooling=config.pooling,
         )
         kind = LongConvForSequencePairClassification if task.is_pair else LongConvForSequenceClassification

@@ -167,6 +167,14 @@ class TaskConfig(RunConfig):
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
 
+    def model_options(self) -> dict[str, Any]:
+        """The options of `LongConvConfig` that this decides; the others are the task's."""
+        names = (
+            *("hidden_size", "mixers", "mixer_options", "norm", "norm_position", "intermediate_size", "activation"),
+            *("dropout", "embedding_dropout", "initializer_range"),
+        )
+        return {"num_hidden_layers": self.layers, **{name: getattr(self, name) for name in names}}
+
     def summary(self, metrics: dict[str, float]) -> str:
         """See `RunConfig.summary`."""
         return (

@@ -83,8 +83,8 @@ class SyntheticJob(BestJob[SyntheticConfig]):
         return splits
 
     @cached_property
-    def batches(self) -> Batches:
-        """See `BestJob.batches`."""
+    def train_batches(self) -> Batches:
+        """See `Job.train_batches`."""
         config = self.config
         kind = Endless if self.task.fresh else Batches
         return kind(len(self.splits["train"]), config.batch_size, seed=config.seed)
@@ -101,18 +101,8 @@ class SyntheticJob(BestJob[SyntheticConfig]):
         return LongConvForCausalLM(
             LongConvConfig(
                 vocab_size=self.task.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.layers,
-                mixers=config.mixers,
-                mixer_options=config.mixer_options,
                 max_position_embeddings=self.task.tokens,
-                norm=config.norm,
-                norm_position=config.norm_position,
-                intermediate_size=config.intermediate_size,
-                activation=config.activation,
-                dropout=config.dropout,
-                embedding_dropout=config.embedding_dropout,
-                initializer_range=config.initializer_range,
+                **config.model_options(),
             )
         )
 

@@ -119,6 +119,7 @@ class LongConvTrainer(Trainer):
             batch_sampler=batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_num_workers > 0,
             pin_memory=self.args.dataloader_pin_memory,
             generator=torch.Generator(),  # what seeds the processes; else dropout would depend on their number
         )
