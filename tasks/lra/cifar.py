@@ -5,16 +5,14 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longconv.tasks.lra.classification import SPLITS, permutation
-from longconv.tasks.lra.images import Images, pixel_batches
-from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub_images
+from longconv.tasks.lra.images import Published
+from longconv.tasks.lra.sources import find, hub_images
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -26,7 +24,7 @@ _FETCH = (
 _VALIDATION = 0.1
 
 
-class Cifar(Images):
+class Cifar(Published):
     """What both have in common: 45,000, 5,000 and 10,000 images of 32 x 32 pixels in ten classes.
 
     data_dir: a folder with ``cifar-10-python.tar.gz``, or with what is in it; default the Hub's ``uoft-cs/cifar10``.
@@ -38,46 +36,20 @@ class Cifar(Images):
     """
 
     n_classes = 10
-
-    def __init__(self, *, data_dir: StrPath | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.data_dir = None if data_dir is None else Path(data_dir)
+    repository = _HUB
 
     @property
     def length(self) -> int:
         """1,024 pixels."""
         return 32 * 32
 
-    @property
-    def source(self) -> str:
-        """The folder or the data set."""
-        return f"the Hub's {_HUB}" if self.data_dir is None else str(self.data_dir)
+    def _published(self) -> tuple[Path, list[Path]]:
+        folder = self._folder()
+        names = [ARCHIVE] if (folder / ARCHIVE).is_file() else [file for part in FILES.values() for file in part]
+        return folder, [folder / name for name in names]
 
-    def prepare(self, *, verify: bool = False) -> dict[str, list[Path]]:
-        """See `Classification`."""
-        key: list[Any] = ["hub", _HUB]
-        if self.data_dir is not None:
-            folder = self._folder()
-            names = [ARCHIVE] if (folder / ARCHIVE).is_file() else [file for part in FILES.values() for file in part]
-            key = ["folder", fingerprint(folder, [folder / name for name in names])]
-        name = self.name.removeprefix("lra/")
-        return {
-            split: [self._stored(f"{name}-{split}", key, partial(self._batches, split), verify)] for split in SPLITS
-        }
-
-    def _batches(self, split: str) -> Iterator[Any]:
-        images, labels = self._load("test" if split == "test" else "train")
-        if split != "test":
-            n_train = int(len(images) * (1 - _VALIDATION))
-            order = permutation(len(images))
-            kept = order[:n_train] if split == "train" else order[n_train:]
-            images, labels = images[kept], labels[kept]
-        with self._bar(split, len(images)) as bar:
-            yield from pixel_batches(self._channels_of(images), labels)
-            bar.update(len(images))
-
-    def _channels_of(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return images
+    def _n_train(self, n: int) -> int:
+        return int(n * (1 - _VALIDATION))
 
     def _folder(self) -> Path:
         assert self.data_dir is not None
@@ -87,7 +59,6 @@ class Cifar(Images):
         return find(root, (FOLDER,), [file for part in FILES.values() for file in part], _FETCH)
 
     def _load(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Images (N, 32, 32, 3) and labels (N,) of ``"train"`` or ``"test"``."""
         if self.data_dir is None:
             return hub_images(_HUB, part, "img", self.name, _FETCH)
         with _files(self._folder()) as opened:
@@ -104,6 +75,7 @@ class Image(Cifar):
     """
 
     name = "lra/image"
+    stored_as = "image"
     channels = 1
     mean, std = (122.6 / 255,), (61.0 / 255,)
 
@@ -119,6 +91,7 @@ class SCifar(Cifar):
     """
 
     name = "lra/scifar"
+    stored_as = "scifar"
     channels = 3
     mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 

@@ -1,6 +1,9 @@
 """Tasks whose rows are images, read pixel by pixel: how they are stored, scaled and batched."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longconv.tasks.extras import require
-from longconv.tasks.lra.classification import Classification
+from longconv.tasks.lra.classification import SPLITS, Classification, permutation
+from longconv.tasks.lra.sources import StrPath, fingerprint
 
 ROWS_AT_ONCE = 1024
 
@@ -63,6 +67,61 @@ class Images(Classification):
         """`length` for each row of `split` (rows,). Raises ValueError for a split that does not exist."""
         self._require_split(split)
         return np.full(len(self.splits()[split]), self.length, np.int64)
+
+
+class Published(Images):
+    """Images published as a train and a test part, in files or on the Hub. Some of the former are for validation.
+
+    data_dir: the folder of the files; default the Hub's `repository`. Other options: see `Images`.
+    """
+
+    repository: ClassVar[str]
+    #: Beginning of the names in the cache. Tasks of one name share their files.
+    stored_as: ClassVar[str]
+
+    def __init__(self, *, data_dir: StrPath | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.data_dir = None if data_dir is None else Path(data_dir)
+
+    @property
+    def source(self) -> str:
+        """The folder or the data set."""
+        return f"the Hub's {self.repository}" if self.data_dir is None else str(self.data_dir)
+
+    def prepare(self, *, verify: bool = False) -> dict[str, list[Path]]:
+        """See `Classification`."""
+        key: list[Any] = ["hub", self.repository]
+        if self.data_dir is not None:
+            key = ["folder", fingerprint(*self._published())]
+        return {
+            split: [self._stored(f"{self.stored_as}-{split}", key, partial(self._batches, split), verify)]
+            for split in SPLITS
+        }
+
+    @abstractmethod
+    def _published(self) -> tuple[Path, list[Path]]:
+        """The folder of the files, and the files."""
+
+    @abstractmethod
+    def _load(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Images (N, height, width[, channels]) and labels (N,) of ``"train"`` or ``"test"``."""
+
+    @abstractmethod
+    def _n_train(self, n: int) -> int:
+        """How many of the `n` images of ``"train"`` are the train split."""
+
+    def _batches(self, split: str) -> Iterator[Any]:
+        images, labels = self._load("test" if split == "test" else "train")
+        if split != "test":
+            order, n_train = permutation(len(images)), self._n_train(len(images))
+            kept = order[:n_train] if split == "train" else order[n_train:]
+            images, labels = images[kept], labels[kept]
+        with self._bar(split, len(images)) as bar:
+            yield from pixel_batches(self._channels_of(images), labels)
+            bar.update(len(images))
+
+    def _channels_of(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return images
 
 
 def pixel_batches(images: NDArray[np.uint8], labels: NDArray[np.integer]) -> Iterator[Any]:

@@ -3,17 +3,14 @@
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longconv.tasks.lra.classification import SPLITS, permutation
-from longconv.tasks.lra.images import Images, pixel_batches
-from longconv.tasks.lra.sources import StrPath, find, fingerprint, hub_images
+from longconv.tasks.lra.images import Published
+from longconv.tasks.lra.sources import StrPath, find, hub_images
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -26,7 +23,7 @@ _FETCH = (
 )
 
 
-class SMNIST(Images):
+class SMNIST(Published):
     """Sequential MNIST: digits of 28 x 28 pixels, 784 steps; 55,000, 5,000 and 10,000 images.
 
     data_dir: a folder with the four idx files, packed (.gz) or not, or with one called ``MNIST/raw`` that has them, as
@@ -40,46 +37,29 @@ class SMNIST(Images):
 
     name = "lra/smnist"
     n_classes = 10
+    repository, stored_as = _HUB, "mnist"
     mean, std = (0.0,), (1.0,)
-
-    def __init__(self, *, data_dir: StrPath | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.data_dir = None if data_dir is None else Path(data_dir)
 
     @property
     def length(self) -> int:
         """784 pixels."""
         return 28 * 28
 
-    @property
-    def source(self) -> str:
-        """The folder or the data set."""
-        return f"the Hub's {_HUB}" if self.data_dir is None else str(self.data_dir)
+    def _published(self) -> tuple[Path, list[Path]]:
+        files = [file for part in self._files().values() for file in part]
+        return files[0].parent, files
 
-    def prepare(self, *, verify: bool = False) -> dict[str, list[Path]]:
-        """See `Classification`. `SMNIST` and `PMNIST` share their files."""
-        key: list[Any] = ["hub", _HUB]
-        if self.data_dir is not None:
-            files = [file for part in self._files().values() for file in part]
-            key = ["folder", fingerprint(files[0].parent, files)]
-        return {split: [self._stored(f"mnist-{split}", key, partial(self._batches, split), verify)] for split in SPLITS}
+    def _n_train(self, n: int) -> int:
+        return n - n // 12
 
-    def _batches(self, split: str) -> Iterator[Any]:
-        part: Literal["train", "test"] = "test" if split == "test" else "train"
+    def _load(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         if self.data_dir is None:
             images, labels = hub_images(_HUB, part, "image", self.name, _FETCH)
         else:
             images, labels = (read_idx(file) for file in self._files()[part])
         if images.shape != (len(labels), 28, 28):
             raise ValueError(f"MNIST has images of 28 x 28 and a label for each, got {images.shape} and {labels.shape}")
-        if split != "test":
-            order = permutation(len(images))
-            n_train = len(images) - len(images) // 12
-            kept = order[:n_train] if split == "train" else order[n_train:]
-            images, labels = images[kept], labels[kept]
-        with self._bar(split, len(images)) as bar:
-            yield from pixel_batches(images, labels)
-            bar.update(len(images))
+        return images, labels
 
     def _files(self) -> dict[str, list[Path]]:
         assert self.data_dir is not None
