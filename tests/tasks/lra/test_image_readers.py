@@ -15,7 +15,6 @@ from longconv.tasks.lra import cifar, mnist
 from longconv.tasks.lra.classification import permutation
 
 PIL = pytest.importorskip("PIL.Image")
-RELEASE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from longconv import tasks
 from longconv.tasks.lra import listops, standin
 
-PIL = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL.Image")
 RELEASE = "https://storage.googleapis.com/long-range-arena/lra_release.gz"
 
 
