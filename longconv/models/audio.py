@@ -1,19 +1,17 @@
 """Models from waveform to waveform: `LongConvForAudio`. What is inside is in `audio_bodies.py`."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .audio_bodies import BODIES
 from .audio_configuration import LongConvAudioConfig
 from .blocks import LongConvBlock
-from .checkpoint import first_line, quiet_transformers
+from .checkpoint import load_model
 from .initialisation import KEPT_IN_FLOAT32, KeepsMarks, init_module
 
 
@@ -101,22 +99,12 @@ def load_audio_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | Non
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: it is another kind of model, or not whole.
+        ValueError: the files are damaged, or of a model of another kind.
     """
-    folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: config.json is missing")
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(folder)
-            if not isinstance(config, LongConvAudioConfig):
-                raise ValueError(f"it holds a {config.model_type!r} model, not one from waveform to waveform")
-            model, info = LongConvForAudio.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{folder} does not hold a whole audio model: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{folder} does not hold a whole audio model: weights are missing, {missing[0]} among them")
-    return model.eval()
+    model = load_model(folder, dtype=dtype)
+    if not isinstance(model, LongConvForAudio):
+        raise ValueError(f"{folder} holds a {type(model).__name__}, and a model from waveform to waveform is wanted")
+    return model
 
 
 transformers.AutoConfig.register(LongConvAudioConfig.model_type, LongConvAudioConfig)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 
@@ -69,7 +69,7 @@ def save_model(model: Any, folder: str | os.PathLike[str], tokenizer: Any = None
 
 
 def load_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Any:
-    """Load a language model or a classifier of sequences; in eval mode, on the CPU, of the class that was saved.
+    """Load a language model, a classifier of sequences or an audio effect; in eval mode, on the CPU, of its own class.
 
     Models of this library, those of transformers that `replace_mixers` has changed, and any others of transformers.
 
@@ -91,8 +91,11 @@ def load_model(folder: str | os.PathLike[str], *, dtype: torch.dtype | None = No
         with quiet_transformers():
             config = AutoConfig.from_pretrained(folder)
             names = config.architectures or ()
-            classifies = any("ForSequence" in name and name.endswith("Classification") for name in names)
-            kind: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+            kind: Any = AutoModelForCausalLM
+            if any("ForSequence" in name and name.endswith("Classification") for name in names):
+                kind = AutoModelForSequenceClassification
+            elif any(name.endswith("ForAudio") for name in names):
+                kind = AutoModel
             loaded = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{folder} does not hold a whole model: {first_line(error)}") from error

@@ -163,12 +163,15 @@ class ClassifyJob(BestJob[ClassifyConfig]):
         )
 
     def finish(self, trainer: BestTrainer) -> dict[str, float]:
-        """See `BestJob.finish`. Of spoken words at 16 kHz, if the model has long filters, also `half_rate_accuracy`: of
-        the best weights on the test split at 8 kHz, with the filters for that rate (`at_half_rate`).
+        """See `BestJob.finish`. Of spoken words at 16 kHz, sample by sample, if the model has long filters, also
+        `half_rate_accuracy`: of the best weights on the test split at 8 kHz, with the filters for that rate
+        (`at_half_rate`).
         """
         metrics, config, model = super().finish(trainer), self.config, trainer.model
         assert isinstance(model, nn.Module)
-        if getattr(self.task, "sample_rate", None) != 16_000 or not long_filters(model):
+        # Frames of samples have no filters for another rate: within a frame the first linear map is the filter.
+        one_by_one = getattr(self.task, "sample_rate", None) == 16_000 and self.task.input_size == 1
+        if not one_by_one or not long_filters(model):
             return metrics
         half = dataclasses.replace(config, task_options=config.task_options | {"sample_rate": 8_000}).job()
         usual, trainer.data_collator = trainer.data_collator, half.task.collate

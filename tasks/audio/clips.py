@@ -28,7 +28,7 @@ Clip = tuple[NDArray[np.int16], int]
 
 
 class Clips(Classification):
-    """A classification task of clips of one second: ``input_values`` are 16,000 standardised samples.
+    """A classification task of clips of one second: ``input_values`` are 16,000 standardised samples, one by one.
 
     sample_rate: 16,000, or 8,000 for the same clips at half the rate, on which models trained at 16,000 are tested
         without being trained again ("zero-shot"). They are standardised as those at 16,000 are.
@@ -37,6 +37,8 @@ class Clips(Classification):
     standardise: ``"split"`` takes the mean of all samples of the train split from each and divides by their standard
         deviation + 1e-5; ``"position"`` does so with a mean and a deviation for each of the 16,000 positions, which is
         what S4's and CKConv's code comes to, having the time where it looks for channels; ``"none"`` does neither.
+    frame: samples that a model is given at once: ``input_values`` are (B, sample_rate / frame, frame). The sequence is
+        shorter by as much, and a model's first linear map reads raw samples `frame` by `frame`.
     cache_dir, workers: see `Classification`.
 
     Samples are s / 32768 of 16 bits before. Rows have ``samples``, 16,000 int16, and ``label``.
@@ -45,7 +47,6 @@ class Clips(Classification):
         ValueError: options that are not among these.
     """
 
-    input_size = 1
     vocab_size = None
 
     def __init__(
@@ -54,6 +55,7 @@ class Clips(Classification):
         sample_rate: int = RATE,
         half_rate: Literal["drop", "resample"] = "drop",
         standardise: Literal["split", "position", "none"] = "split",
+        frame: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -63,7 +65,10 @@ class Clips(Classification):
             raise ValueError(f'half_rate must be "drop" or "resample", got {half_rate!r}')
         if standardise not in ("split", "position", "none"):
             raise ValueError(f'standardise must be "split", "position" or "none", got {standardise!r}')
+        if not isinstance(frame, int) or frame < 1 or sample_rate % frame:
+            raise ValueError(f"frame must be a positive divisor of sample_rate, {sample_rate}, got {frame!r}")
         self.sample_rate, self.half_rate, self.standardise = sample_rate, half_rate, standardise
+        self.input_size = frame
         self.cache_dir = self.cache_dir.parent / "audio"
 
     words: Sequence[str]
@@ -73,8 +78,8 @@ class Clips(Classification):
 
     @property
     def length(self) -> int:
-        """Samples of a clip: 16,000, or 8,000 at half the rate."""
-        return self.sample_rate
+        """Positions of a clip: 16,000 samples, or 8,000 at half the rate; or as many frames as they are."""
+        return self.sample_rate // self.input_size
 
     @property
     @abstractmethod
@@ -124,7 +129,7 @@ class Clips(Classification):
         (folder / "clips.json").write_text(json.dumps(len(train)))
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """``input_values`` (B, length, 1) float32 and ``labels`` (B,) int64."""
+        """``input_values`` (B, length, frame) float32 and ``labels`` (B,) int64."""
         values: NDArray[np.float32] = np.stack([np.asarray(row["samples"], np.float32) for row in rows])
         values /= 32768
         if self.standardise != "none":
@@ -134,7 +139,7 @@ class Clips(Classification):
             low = values[:, ::2] if self.half_rate == "drop" else resample(values.T, RATE, self.sample_rate).T
             values = np.ascontiguousarray(low)
         labels = torch.tensor([int(row["label"]) for row in rows])
-        return {"input_values": torch.from_numpy(values)[..., None], "labels": labels}
+        return {"input_values": torch.from_numpy(values.reshape(len(rows), -1, self.input_size)), "labels": labels}
 
     def lengths(self, split: str) -> NDArray[np.int64]:
         """`length` for each row of `split` (rows,). Raises ValueError for a split that does not exist."""

@@ -6,7 +6,15 @@ from numerics import assert_close
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from longconv.models import LongConvAudioConfig, LongConvConfig, LongConvForAudio, LongConvForCausalLM, load_audio_model
+from longconv import cli
+from longconv.models import (
+    LongConvAudioConfig,
+    LongConvConfig,
+    LongConvForAudio,
+    LongConvForCausalLM,
+    load_audio_model,
+    load_model,
+)
 
 TCN = {"num_blocks": 3, "kernel_size": 3, "dilation_growth": 3, "width": 8}
 CAUSAL = {
@@ -134,6 +142,7 @@ def test_saved_and_loaded(name, tmp_path):
     x, c = torch.randn(1, 1, 50), torch.rand(1, 1)
     y = model(x, c)  # SGConv freezes its norm
     model.save_pretrained(tmp_path / "m")
+    assert type(load_model(tmp_path / "m")) is LongConvForAudio
     for loaded in (load_audio_model(tmp_path / "m"), AutoModel.from_pretrained(tmp_path / "m").eval()):
         assert type(loaded) is LongConvForAudio
         own, theirs = model.state_dict(), loaded.state_dict()
@@ -150,11 +159,11 @@ def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         load_audio_model(tmp_path)
     LongConvForCausalLM(LongConvConfig(vocab_size=5, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'longconv' model, not one from waveform"):
+    with pytest.raises(ValueError, match="holds a LongConvForCausalLM, and a model from waveform"):
         load_audio_model(tmp_path)
     build("lstm", {}).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="does not hold a whole audio model"):
+    with pytest.raises(ValueError, match="does not hold a whole model"):
         load_audio_model(tmp_path)
 
 
@@ -174,3 +183,24 @@ def test_shapes_are_checked():
     for body in ("mixers", "lstm", "gated_tcn"):
         with pytest.raises(ValueError, match="controls must be None"):
             build(body, {}).body(x.mT, torch.rand(2, 1))
+
+
+def test_described_on_the_command_line(tmp_path, capsys):
+    named = {"control_names": ["threshold_db", "ratio"], "control_ranges": [[-40, -10], [2, 8]]}
+    for name, field in (
+        ("TCN-324-N", "a receptive field of 14,323 samples (324.8 ms), 7,161 of them later than the output"),
+        ("LSTM-32", "an unbounded receptive field, causal"),
+    ):
+        model = LongConvForAudio(LongConvAudioConfig.published(name, **named))
+        model.save_pretrained(tmp_path / name)
+        capsys.readouterr()
+        assert cli.main(["info", str(tmp_path / name)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"LongConvForAudio: {sum(p.numel() for p in model.parameters()):,} parameters"
+        assert lines[1].startswith(f"body {model.config.body}: ")
+        assert lines[2:] == [
+            "1 -> 1 channels at 44,100 Hz",
+            field,
+            "control threshold_db: -40 ... -10",
+            "control ratio: 2 ... 8",
+        ]

@@ -51,10 +51,11 @@ def test_words_also_at_half_the_rate(tmp_path):
     card = TaskCard.load(tmp_path / "run" / "model")
     assert (card.task, card.options) == ("audio/sc10", {})
 
-    # No long filter, or 8 kHz already: nothing of the kind.
+    # No long filter, 8 kHz already, or frames: nothing of the kind.
     multires = {"mixers": "multires", "mixer_options": {}, "steps": 1}
     slow = {"task_options": {"sample_rate": 8_000}, "steps": 1}
-    for name, changes in (("multires", multires), ("slow", slow)):
+    frames = {"task_options": {"frame": 16}, "steps": 1}
+    for name, changes in (("multires", multires), ("slow", slow), ("frames", frames)):
         assert "half_rate_accuracy" not in train(dataclasses.replace(config, output=tmp_path / name, **changes)).metrics
 
 

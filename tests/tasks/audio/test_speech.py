@@ -125,6 +125,17 @@ def test_half_the_rate(root):
     assert soft < 0.75 * loud  # half of the power was above 4 kHz
 
 
+def test_frames_of_samples(root):
+    rows = list(task_of("sc10", root).splits()["test"])[:5]
+    x = task_of("sc10", root).collate(rows)["input_values"]
+    framed = task_of("sc10", root, frame=8)
+    assert (framed.length, framed.input_size) == (2_000, 8)
+    assert torch.equal(framed.collate(rows)["input_values"], x.view(5, 2_000, 8))
+    assert framed.lengths("test").tolist() == [2_000] * len(framed.splits()["test"])
+    half = task_of("sc10", root, frame=4, sample_rate=8000)
+    assert torch.equal(half.collate(rows)["input_values"], x[:, ::2].reshape(5, 2_000, 4))
+
+
 @pytest.mark.parametrize("name", ["sc35", "sc10"])
 def test_it_is_a_classification_like_the_others(name, root):
     task = task_of(name, root)
@@ -186,6 +197,7 @@ def test_options_that_are_none():
     for option, said in (
         ({"sample_rate": 44_100}, "sample_rate must be 16000 or 8000, got 44100"),
         ({"half_rate": "average"}, 'half_rate must be "drop" or "resample"'),
+        ({"frame": 3}, "frame must be a positive divisor of sample_rate, 16000, got 3"),
         ({"standardise": "clip"}, 'standardise must be "split", "position" or "none"'),
         ({"words": ["yes", "yes"]}, "words must be 2 to 255 different ones"),
         ({"words": ["yes", " "]}, "words must be texts"),
