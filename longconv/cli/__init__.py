@@ -20,7 +20,7 @@ COMMANDS = {
     "stream": "run a sound file through a model of an audio effect, block by block",
     "info": "describe a model, or this installation",
     "bench": "time operators, generation and distillation against their baselines",
-    "report": "what was reached on a benchmark, beside what is published",
+    "report": "what was reached, in tables, pictures and sound, beside what there is to compare it with",
 }
 
 EXAMPLES = """examples:
@@ -39,7 +39,9 @@ EXAMPLES = """examples:
   longconv data prepare lra/listops
   longconv data prepare lra/text --data-dir aclImdb
   longconv bench fftconv
-  longconv report lra"""
+  longconv report lra
+  longconv report effects runs/mine/model runs/other/model
+  longconv report wave runs/mine/model"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,14 +92,15 @@ def _run(name: str, argv: list[str]) -> int:
 
         tyro.extras.subcommand_cli_from_dict(BENCHMARKS, prog="longconv bench", args=argv)
         return 0
+    if name == "report":
+        from longconv.experiments.reports import REPORTS
+
+        tyro.extras.subcommand_cli_from_dict(REPORTS, prog="longconv report", args=argv)
+        return 0
     if name == "demo":
         from longconv.experiments import demo
 
         command = demo.run
-    elif name == "report":
-        from longconv.experiments import lra_report
-
-        command = lra_report.run
     else:
         command = getattr(importlib.import_module(f"longconv.cli.{name}"), name)
     tyro.cli(command, prog=f"longconv {name}", args=argv)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from longconv.tasks import cache
-from longconv.tasks.audio.codec import Quantization, encode, scale_to_range, silence
+from longconv.tasks.audio.codec import Quantization, decode, encode, scale_to_range, silence
 from longconv.tasks.audio.cuts import Cuts
 from longconv.tasks.audio.effects import MappedArray
 from longconv.tasks.audio.files import AudioFile, StrPath, list_audio, load_mono, probe
@@ -155,7 +155,8 @@ class Wave:
         return dealt
 
     @cached_property
-    def _rate(self) -> int:
+    def sample_rate(self) -> int:
+        """Samples per second of all chunks: `rate`, or that of the files."""
         if self.rate is not None:
             return self.rate
         first, *others = (probe(path) for paths in self.files.values() for path in paths)
@@ -169,13 +170,13 @@ class Wave:
     def _open(self, split: str) -> list[AudioFile | MappedArray]:
         """The files of a split at the task's rate."""
         bar = require("tqdm").tqdm(self.files[split], desc=f"{self.name} {split}", disable=None, leave=False)
-        return [file if file.rate == self._rate else self._resampled(file) for file in map(probe, bar)]
+        return [file if file.rate == self.sample_rate else self._resampled(file) for file in map(probe, bar)]
 
     def _resampled(self, file: AudioFile) -> MappedArray:
         def write(folder: Path) -> None:
-            np.save(folder / "samples.npy", load_mono(file.path, self._rate)[None])
+            np.save(folder / "samples.npy", load_mono(file.path, self.sample_rate)[None])
 
-        key = cache.make_key(fingerprint(file.path.parent, [file.path]), str(file.path), self._rate)
+        key = cache.make_key(fingerprint(file.path.parent, [file.path]), str(file.path), self.sample_rate)
         path = cache.fetch(self.cache_dir / f"resampled-{key}", write) / "samples.npy"
         return MappedArray(path, 0, np.load(path, mmap_mode="r").shape[1])
 
@@ -192,6 +193,14 @@ class Wave:
     def splits(self) -> dict[str, "Chunks"]:
         """``train``, ``validation``, ``test``: chunks for `collate`. Raises what the class says."""
         return self._splits
+
+    def levels(self, samples: NDArray[np.float32]) -> Tensor:
+        """Levels 0 … 255, int64 (n,), of a chunk of samples (n,). Raises ValueError for samples far beyond -1 … 1."""
+        return torch.from_numpy(self._quantize(samples))
+
+    def samples(self, levels: Tensor) -> Tensor:
+        """Samples, float32, of levels of any shape."""
+        return decode(levels, self.quantization)
 
     def _quantize(self, samples: NDArray[np.float32]) -> NDArray[np.int64]:
         x = torch.from_numpy(samples)
@@ -232,7 +241,7 @@ class Wave:
         rows = ", ".join(f"{split} {len(rows):,} of {len(self.files[split]):,} files" for split, rows in splits.items())
         return "\n".join(
             [
-                f"{self.name}: chunks of {self.length:,} samples at {self._rate:,} Hz, {self.quantization}",
+                f"{self.name}: chunks of {self.length:,} samples at {self.sample_rate:,} Hz, {self.quantization}",
                 f"from {self.data_dir}",
                 f"chunks: {rows}",
             ]

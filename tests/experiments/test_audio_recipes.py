@@ -117,7 +117,8 @@ def test_classifiers_and_language_models_can_be_built(name):
     [
         ("audio-small.compressor.tcn-100-c", "test_esr"),
         ("audio.la2a.multires", "test_esr"),
-        ("audio-small.spoken-words.sgconv", "half_rate_accuracy"),
+        ("audio.sc10.sgconv", "half_rate_accuracy"),
+        ("audio-small.spoken-words.sgconv", "test_accuracy"),
         ("audio.ptbxl.multires", "test_macro_auroc"),
         ("audio.sc09.s4d", "test_bits_per_byte"),
         ("audio-small.wave.hyena", "test_bits_per_byte"),

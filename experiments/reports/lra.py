@@ -5,15 +5,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import lra_report_plot, recipes, results
-from .recipes.lra.published import MORE_TASKS, PUBLISHED, TASKS
-from .recipes.recipe import planned_steps
+from longconv.experiments import recipes, results
+from longconv.experiments.recipes.lra.published import MORE_TASKS, PUBLISHED, TASKS
+from longconv.experiments.recipes.recipe import planned_steps
+
+from . import lra_plot
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 NAMES = TASKS | MORE_TASKS
@@ -68,8 +69,6 @@ class Score:
 
 
 def run(
-    benchmark: Literal["lra"],
-    /,
     *,
     results_files: tuple[Path, ...] = (),
     markdown: Path | None = None,
@@ -79,13 +78,11 @@ def run(
     """Print what was reached on the Long Range Arena, beside what is published.
 
     Args:
-        benchmark: lra.
         results_files: tables of runs; default the one that came with longconv, and yours.
         markdown: put the tables into this file, between its markers, or make it.
         plot: draw validation accuracy against the time of training into this PNG file.
         logs: folder of runs, whose logs are drawn.
     """
-    assert benchmark == "lra"
     files = results_files or tuple(dict.fromkeys((results.SHIPPED, results.default_path())))
     rows = [row for file in files for row in results.read(file) if not row.smoke]
     console = Console()
@@ -94,7 +91,7 @@ def run(
         write_markdown(rows, markdown)
         console.print(f"tables: {markdown}")
     if plot is not None:
-        lra_report_plot.draw(lra_report_plot.curves(logs), plot)
+        lra_plot.draw(lra_plot.curves(logs), plot)
         console.print(f"plot: {plot}")
 
 

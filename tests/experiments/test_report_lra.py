@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from longconv import cli
-from longconv.experiments import lra_report, lra_report_plot, recipes, results
+from longconv.experiments import recipes, results
 from longconv.experiments.recipes.lra.published import PUBLISHED, TASKS
 from longconv.experiments.recipes.recipe import planned_steps
+from longconv.experiments.reports import lra, lra_plot
 
 VERSIONS = {"torch": "2.0", "python": "3.11", "longconv": "0.1", "transformers": "5"}
 
@@ -107,7 +108,7 @@ def test_where_rows_go(tmp_path, monkeypatch):
 
 
 def score(*rows):
-    ((_, found),) = lra_report.scores(rows).items()
+    ((_, found),) = lra.scores(rows).items()
     return found
 
 
@@ -161,8 +162,8 @@ def test_of_several_kinds_the_recipe_itself_counts():
 
 def test_interrupted_runs_have_no_score():
     rows = [row(complete=False, test_accuracy=None)]
-    assert lra_report.scores(rows) == {}
-    assert any("interrupted" in cell for _, _, cells in lra_report.tables(rows) for line in cells for cell in line)
+    assert lra.scores(rows) == {}
+    assert any("interrupted" in cell for _, _, cells in lra.tables(rows) for line in cells for cell in line)
 
 
 def test_published_table():
@@ -179,7 +180,7 @@ def test_published_table():
 
 def test_ours_is_right_below_the_published(capsys):
     rows = [row(f"lra.{task.partition('/')[2]}.sgconv", test_accuracy=80.0) for task in TASKS]
-    (_, columns, cells), *_ = lra_report.tables([*rows, row("lra.listops.hyena", share=0.5, test_accuracy=41.0)])
+    (_, columns, cells), *_ = lra.tables([*rows, row("lra.listops.hyena", share=0.5, test_accuracy=41.0)])
     models = [line[0] for line in cells]
     assert models[models.index("SGConv") + 1] == "**ours: sgconv**"
     assert cells[models.index("**ours: sgconv**")][1:] == ["80.00"] * 7
@@ -191,7 +192,7 @@ def test_ours_is_right_below_the_published(capsys):
 def test_terminal(capsys):
     rows = [row(test_accuracy=57.1, share=0.12), row("", config=recipes.get("lra.text.s4d"), test_accuracy=80.0)]
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    lra_report.print_tables(rows, console)
+    lra.print_tables(rows, console)
     said = console.export_text()
     for expected in ("57.10* (12%)", "ours: sgconv", "MEGA-chunk", "✗", "Runs without a recipe", "lra/text, s4d"):
         assert expected in said
@@ -202,12 +203,12 @@ def test_command_writes_markdown_between_its_markers(tmp_path, monkeypatch, caps
     for written in (row(test_accuracy=57.1, share=0.12), row(test_accuracy=12.34, smoke=True)):
         results.append_row(tmp_path / "lra.csv", written)
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{lra_report.BEGIN}\nold\n{lra_report.END}\nafter\n")
+    page.write_text(f"before\n{lra.BEGIN}\nold\n{lra.END}\nafter\n")
     command = ["report", "lra", "--results-files", str(tmp_path / "lra.csv"), "--markdown", str(page)]
     assert cli.main(command) == 0
     text = page.read_text()
-    assert text.startswith(f"before\n{lra_report.BEGIN}\nFilled by")
-    assert text.endswith(f"{lra_report.END}\nafter\n")
+    assert text.startswith(f"before\n{lra.BEGIN}\nFilled by")
+    assert text.endswith(f"{lra.END}\nafter\n")
     assert "| **ours: sgconv** | 57.10\\* (12%) |" in text
     assert "12.34" not in text  # smoke
     assert cli.main(command) == 0
@@ -233,11 +234,11 @@ def test_plot(tmp_path, monkeypatch):
     for name, task, mixers in (("a", "lra/listops", "sgconv"), ("b", "lra/listops", "mega"), ("c", "lra/text", "s4d")):
         run(name, task, mixers)
     run("smoke/d", "lra/text", "s4d")
-    found = lra_report_plot.curves(tmp_path / "runs")
+    found = lra_plot.curves(tmp_path / "runs")
     assert [(curve.run, curve.layer) for curve in found] == [("b", "mega"), ("a", "sgconv"), ("c", "s4d")]
     assert found[0].minutes == (1.0, 2.0, 3.0, 4.0, 5.0)
     assert found[0].accuracy == pytest.approx((10.0, 20.0, 30.0, 40.0, 50.0))
-    lra_report_plot.draw(found, tmp_path / "x" / "plot.png")
+    lra_plot.draw(found, tmp_path / "x" / "plot.png")
     assert (tmp_path / "x" / "plot.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no logs of classifiers"):
-        lra_report_plot.curves(tmp_path / "x")
+        lra_plot.curves(tmp_path / "x")
