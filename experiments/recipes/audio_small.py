@@ -55,7 +55,7 @@ SPEECH: Options = S4_CODE | {
 def spoken_words(layer: str) -> Recipe:
     """Twelve words; the voices of the test are not those of training.
 
-    A first linear map reads frames of 16 raw samples: 1,000 positions cost a CPU what 16,000 would 25 times.
+    A first linear map reads frames of 16 raw samples: 1,000 positions, at 1/24 of the time that 16,000 take on a CPU.
     """
     one = classify("spoken-words", layer, f"{OURS}{S4_SPEECH}", MIXERS[layer], **SPEECH | TRAINING[layer])
     name = f"audio-small.spoken-words.{layer}"

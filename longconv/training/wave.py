@@ -94,12 +94,13 @@ class WaveJob(BestJob[WaveConfig]):
         return None if cost is None else tokens * cost.training
 
     def build_model(self) -> LongConvForCausalLM:
-        """See `Job.build_model`."""
+        """See `Job.build_model`. Embedding and output map are apart, as in S4's code: 256 levels are few."""
         set_seed(self.config.seed)
         return LongConvForCausalLM(
             LongConvConfig(
                 vocab_size=self.task.vocab_size,
                 max_position_embeddings=self.task.tokens,
+                tie_word_embeddings=False,
                 **self.config.model_options(),
             )
         )
