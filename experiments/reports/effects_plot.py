@@ -67,7 +67,7 @@ def draw_recording(sounds: Mapping[str, NDArray[Any]], rate: int, title: str, pa
         style = _DEVICE if name == "target" else {"color": styles(i)[0], "lw": 1.0}
         panel.plot(times, np.where(heard, levels[name] - levels["before"], np.nan), label=name, **style)
     panel.set(xlabel="s", ylabel="gain, dB")
-    panel.legend(loc="lower right", ncols=4, fontsize=8, frameon=False)
+    panel.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=4, fontsize=8, frameon=False)
     _finish(panel)
     figure.suptitle(title, x=0.01, ha="left")
     figure.savefig(path, dpi=130)
