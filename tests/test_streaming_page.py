@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from longconv import cli
+from longconv.experiments.benchmarks import report
+from longconv.experiments.benchmarks.stream import StreamRow
 
 soundfile = pytest.importorskip("soundfile")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -58,6 +60,17 @@ def test_the_page_runs(monkeypatch, tmp_path, capsys):
                 "controls": "limit,peak_reduction",
             }[key]
         )
+
+
+def test_speeds_are_those_of_the_file():
+    rows = report.read_rows(ROOT / "experiments/benchmarks/results/stream.csv", StreamRow)
+    factors = {(row.block, row.implementation): row.real_time_factor for row in rows}
+    table = PAGE.partition("<!-- speeds: begin -->")[2].partition("<!-- speeds: end -->")[0].strip().splitlines()
+    names = ("longconv", "longconv, offline", "pytorch-tcn 1.2.3", "recomputing, PyTorch", "LSTM-32")
+    for line in table[2:]:
+        block, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        assert cells == [f"{factors[int(block.replace(',', '')), name]:.1f}" for name in names]
+    assert len(table) - 2 == len({row.block for row in rows})
 
 
 def test_what_it_names_exists():

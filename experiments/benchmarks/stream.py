@@ -214,8 +214,12 @@ def print_table(rows: Sequence[StreamRow], console: Console) -> None:
     first = rows[0]
     title = f"{first.model} at {SAMPLE_RATE:,} Hz on {first.device}, {first.cpu_threads} CPU threads\n"
     title += f"torch {first.torch}, python {first.python}, longconv {first.longconv}, {first.date}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, caption="ms per block; ratio: median over that of ours")
-    for heading, side in (("block", "right"), ("implementation", "left"), ("x real time", "right"), ("ratio", "right"),
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        caption="speed: of real time; ratio: median over that of ours; then ms per block",
+    )
+    for heading, side in (("block", "right"), ("implementation", "left"), ("speed", "right"), ("ratio", "right"),
                           ("median", "right"), ("min", "right"), ("max", "right")):  # fmt: skip
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
     before = None
@@ -227,8 +231,8 @@ def print_table(rows: Sequence[StreamRow], console: Console) -> None:
         if row.ms_median is None:
             table.add_row(start, row.implementation, "[bold red]wrong[/]")
             continue
-        numbers = [f"{ms:.3f}" for ms in (row.ms_median, row.ms_min, row.ms_max)]
-        table.add_row(start, row.implementation, f"{row.real_time_factor:.1f}", f"{row.ratio:.2f}", *numbers)
+        numbers = [f"{ms:.2f}" if ms < 100 else f"{ms:.0f}" for ms in (row.ms_median, row.ms_min, row.ms_max)]
+        table.add_row(start, row.implementation, f"{row.real_time_factor:.1f}x", f"{row.ratio:.2f}", *numbers)
     console.print(table)
 
 

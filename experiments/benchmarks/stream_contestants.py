@@ -67,7 +67,7 @@ class WithState(Contestant):
     """The model's own `forward` with a state handed on, as it is trained: nothing fused or preallocated."""
 
     def __init__(self, body: MicroTCN, controls: Tensor) -> None:
-        super().__init__("longconv, forward with a state", body, controls)
+        super().__init__("longconv, with a state", body, controls)
         self.reset()
 
     def reset(self) -> None:
