@@ -198,8 +198,9 @@ def plot(rows: Sequence[SyntheticRow], path: Path) -> None:
         points = sorted((row.length, 100 * row.test) for row in rows if row.mixer == mixer)
         lengths = sorted({length for length, _ in points})
         means = [statistics.fmean(y for at, y in points if at == length) for length in lengths]
-        panel.plot(lengths, means, color=color, ls=dash, lw=1.6, label=mixer)
+        panel.plot(lengths, means, color=color, ls=dash, lw=1.6)
         panel.plot(*zip(*points, strict=True), color=color, marker=marker, ls="none", markersize=5)
+        panel.plot([], [], color=color, ls=dash, lw=1.6, marker=marker, markersize=5, label=mixer)
     panel.axhline(100 * rows[-1].chance, color="0.5", ls=":", lw=1, label="chance")
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_locator(FixedLocator(sorted({row.length for row in rows})))
