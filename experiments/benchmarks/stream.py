@@ -223,6 +223,10 @@ def print_table(rows: Sequence[StreamRow], console: Console) -> None:
                           ("median", "right"), ("min", "right"), ("max", "right")):  # fmt: skip
         table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
     before = None
+
+    def shown(ms: float | None) -> str:
+        return "" if ms is None else f"{ms:.2f}" if ms < 100 else f"{ms:.0f}"
+
     for row in rows:
         if row.block != before:
             table.add_section()
@@ -231,7 +235,7 @@ def print_table(rows: Sequence[StreamRow], console: Console) -> None:
         if row.ms_median is None:
             table.add_row(start, row.implementation, "[bold red]wrong[/]")
             continue
-        numbers = [f"{ms:.2f}" if ms < 100 else f"{ms:.0f}" for ms in (row.ms_median, row.ms_min, row.ms_max)]
+        numbers = [shown(ms) for ms in (row.ms_median, row.ms_min, row.ms_max)]
         table.add_row(start, row.implementation, f"{row.real_time_factor:.1f}x", f"{row.ratio:.2f}", *numbers)
     console.print(table)
 

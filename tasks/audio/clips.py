@@ -68,7 +68,7 @@ class Clips(Classification):
         if not isinstance(frame, int) or frame < 1 or sample_rate % frame:
             raise ValueError(f"frame must be a positive divisor of sample_rate, {sample_rate}, got {frame!r}")
         self.sample_rate, self.half_rate, self.standardise = sample_rate, half_rate, standardise
-        self.input_size = frame
+        self.input_size = self.frame = frame
         self.cache_dir = self.cache_dir.parent / "audio"
 
     words: Sequence[str]
@@ -79,7 +79,7 @@ class Clips(Classification):
     @property
     def length(self) -> int:
         """Positions of a clip: 16,000 samples, or 8,000 at half the rate; or as many frames as they are."""
-        return self.sample_rate // self.input_size
+        return self.sample_rate // self.frame
 
     @property
     @abstractmethod
@@ -139,7 +139,7 @@ class Clips(Classification):
             low = values[:, ::2] if self.half_rate == "drop" else resample(values.T, RATE, self.sample_rate).T
             values = np.ascontiguousarray(low)
         labels = torch.tensor([int(row["label"]) for row in rows])
-        return {"input_values": torch.from_numpy(values.reshape(len(rows), -1, self.input_size)), "labels": labels}
+        return {"input_values": torch.from_numpy(values.reshape(len(rows), -1, self.frame)), "labels": labels}
 
     def lengths(self, split: str) -> NDArray[np.int64]:
         """`length` for each row of `split` (rows,). Raises ValueError for a split that does not exist."""
