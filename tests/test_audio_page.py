@@ -1,0 +1,48 @@
+"""docs/audio.md: its tables are those of the files of results, and what it names exists."""
+
+import re
+from pathlib import Path
+
+from longconv import tasks
+from longconv.experiments import recipes, results
+from longconv.tasks.audio.losses import LOSSES
+from longconv.tasks.audio.metrics import EffectMetrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "audio.md").read_text(encoding="utf-8")
+ROWS = results.read_audio(ROOT / "experiments" / "results" / "audio.csv")
+
+
+def table(mark: str) -> list[list[str]]:
+    """The cells of a table of the page, without its heading."""
+    lines = PAGE.partition(f"<!-- {mark}: begin -->")[2].partition(f"<!-- {mark}: end -->")[0].strip().splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def test_rows_are_of_the_recipes_as_they_are():
+    assert ROWS
+    for row in ROWS:
+        assert row.complete
+        assert not row.smoke
+        assert row.recipe_hash == results.recipe_hash(recipes.get(row.recipe))
+
+
+def test_words():
+    found = {row.recipe: row for row in ROWS if row.task == "audio/spoken-words"}
+    said = table("words")
+    assert {name.strip("`") for name, *_ in said} == set(found)
+    for name, *cells in said:
+        row = found[name.strip("`")]
+        accuracies = [f"{100 * accuracy:.1f}" for accuracy in (row.validation, row.test_accuracy)]
+        assert cells == [f"{row.parameters:,}", *accuracies, f"{row.seconds / 60:.0f}"]
+
+
+def test_what_it_names_exists():
+    for name in re.findall(r"longconv train (audio-small\.[\w.-]+)", PAGE):
+        assert name in recipes.RECIPES
+    for name in re.findall(r"^\| `(audio/[\w-]+)` \|", PAGE, flags=re.MULTILINE):
+        assert name in tasks.available()
+    for name in (*LOSSES, *EffectMetrics.NAMES):
+        assert f"`{name}`" in PAGE
+    for link in re.findall(r"\]\(([\w/.-]+)[)#]", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
