@@ -1,7 +1,10 @@
 """docs/audio.md: its tables are those of the files of results, and what it names exists."""
 
+import csv
 import re
 from pathlib import Path
+
+import pytest
 
 from longconv import tasks
 from longconv.experiments import recipes, results
@@ -35,6 +38,29 @@ def test_words():
         row = found[name.strip("`")]
         accuracies = [f"{100 * accuracy:.1f}" for accuracy in (row.validation, row.test_accuracy)]
         assert cells == [f"{row.parameters:,}", *accuracies, f"{row.seconds / 60:.0f}"]
+
+
+def test_compressor():
+    with (ROOT / "experiments" / "results" / "compressor-errors.csv").open() as file:
+        errors = list(csv.DictReader(file))
+    models = ("unprocessed", "tcn-300-c", "lstm-32")
+    said, means = table("compressor")[:-4], table("compressor")[-4:]
+    by_setting = {(row["model"], float(row["threshold_db"]), float(row["ratio"])): row for row in errors}
+    assert len(said) * len(models) == len(errors)
+    for setting, *cells in said:
+        threshold, ratio = (float(number) for number in re.findall(r"-?\d+", setting))
+        rows = [by_setting[model, threshold, ratio] for model in models]
+        assert cells == [f"{100 * float(row['esr']):,.1f}" for row in rows]
+        assert setting.endswith("*") == (rows[0]["trained"] == "False")
+    for metric, (_, *cells) in zip(("mae", "stft", "mrstft", "loudness"), means, strict=True):
+        for model, cell in zip(models, cells, strict=True):
+            own = [row for row in errors if row["model"] == model]
+            pairs = [(float(row[metric]), int(row["windows"])) for row in own]
+            mean = sum(error * count for error, count in pairs) / sum(count for _, count in pairs)
+            assert cell == f"{mean:.4f}"
+            # The report and the run measured the same model.
+            run = next((row for row in ROWS if row.recipe == f"audio-small.compressor.{model}"), None)
+            assert run is None or mean == pytest.approx(getattr(run, f"test_{metric}"), rel=1e-3)
 
 
 def test_what_it_names_exists():
