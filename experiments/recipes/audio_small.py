@@ -22,8 +22,8 @@ CONTEXT = 13_332
 def compressor(name: str) -> Recipe:
     """A model of `pedalboard.Compressor`.
 
-    The loss is that of the waveform and half of that of spectra, at three resolutions. Spectra alone do not see phases,
-    and L1 is so small beside them that after ten minutes TCN-300 had the right level and 40 degrees too much at 500 Hz.
+    The loss is that of the waveform and half of that of spectra, at three resolutions. With L1 in place
+    of the waveform's, TCN-300 was 40 to 67 degrees off at 400 to 1,000 Hz after ten minutes; docs/audio.md has both.
     An LSTM's time on a CPU hardly depends on the rows of a batch, the others' is in proportion: they do better with
     more updates.
     """
