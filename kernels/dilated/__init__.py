@@ -1,8 +1,8 @@
 """Dilated depthwise convolution: `dilated_conv`, and `dilated_conv_step` for one sample at a time.
 
 reference.py defines it in float64; direct.py evaluates it and its weight gradient on a CPU, triton_dilated.py on a GPU;
-op.py makes that a PyTorch operator; delay.py keeps the past of a stream. Imports torch only. Convolutions over a tree
-of dilations: `longconv.kernels.multires`.
+op.py makes that a PyTorch operator; delay.py keeps the past of a stream; dense.py: where channels mix.
+Imports torch only. Convolutions over a tree of dilations: `longconv.kernels.multires`.
 """
 
 import importlib.util

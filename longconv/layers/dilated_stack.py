@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longconv.functional import dilated_conv
+from longconv.kernels.dilated.dense import dense_conv
 from longconv.state import GrowingBuffer, LayerState
 
 from .base import Mixer, for_each_sequence, packed_lengths
@@ -108,7 +109,7 @@ class DilatedConv(nn.Module):
         if torch.compiler.is_compiling() or whole.shape[-1] <= K * L:  # a graph has one way, for every length
             if self.depthwise:
                 return dilated_conv(whole, weight[:, 0].flip(-1), self.bias, dilation=d, padding="valid")
-            return F.conv1d(whole, weight, self.bias, dilation=d)
+            return dense_conv(whole, weight, self.bias, d)
         # A step, or a chunk shorter than the gaps between taps: touch only the inputs under the taps.
         taps = torch.stack([whole[..., s * d : s * d + L] for s in range(K)], dim=2)  # (B, I, K, L)
         y = (weight[:, 0, :, None] * taps).sum(2) if self.depthwise else weight.flatten(1) @ taps.flatten(1, 2)
