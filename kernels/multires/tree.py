@@ -41,6 +41,11 @@ def columns(counts: list[int]) -> list[int]:
     return [1 + sum(counts[j + 1 :]) for j in range(len(counts))]
 
 
+def products(counts: list[int], K: int) -> int:
+    """Return how many multiply-adds the tree makes for a sample."""
+    return sum(K + (K if count else 0) + (count if count > 1 else 0) for count in counts)
+
+
 def composite(
     x: Tensor,
     h0: Tensor,

@@ -17,6 +17,7 @@ from longconv.functional import (
     multires_state,
     multires_step,
 )
+from longconv.kernels import multires
 from longconv.kernels.dilated import DelayLines, direct
 from longconv.kernels.multires import multires_conv_reference
 from longconv.kernels.multires.op import multires_conv_backward_op, multires_conv_op
@@ -69,6 +70,46 @@ def test_values_and_gradients_equal_the_definition(K, tree_select, m, dtype, sma
     check([x.mT.contiguous().mT, *filters], **tree)
     check(make(2, 3, 20, K, m, dtype, torch.float32), **tree)
     assert multires_conv(*make(0, 3, 10, K, m, dtype), **tree).shape == (0, 3, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("tree_select", "m", "levels"), [("fading", 5, 4), ("uniform", 8, 4), ("fading", 9, 8)])
+def test_a_batch_is_convolved_with_the_kernel(tree_select, m, levels, dtype, monkeypatch):
+    tree = {"levels": levels, "tree_select": tree_select}
+    taken = []
+    monkeypatch.setattr(multires, "fft_conv", lambda u, k: (taken.append(k.shape[1]), fft_conv(u, k))[1])
+    for L in (1, 20, 100):  # of 46 or 766 taps in all
+        x, *filters = make(multires.BATCH, 3, L, 4, m, dtype)
+        check([x, *filters], **tree)
+        last = x.mT.contiguous().mT
+        check([last, *filters], **tree)
+        assert multires_conv(last, *filters, **tree).stride() == last.stride()
+        check(make(5, 3, L, 4, m, dtype, torch.float32), **tree)
+        check(make(5, 3, L, 4, m, torch.float32, dtype), **tree)
+    assert set(taken) == {1, 20, min(100, 1 + 3 * (2**levels - 1))}
+    taken.clear()
+    check(make(multires.BATCH - 1, 3, 100, 4, m), **tree)
+    check(make(multires.BATCH, 3, 100, 4, 3), levels=2)  # a small tree
+    assert not taken
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_for_any_number_of_rows(strict):
+    class Conv(torch.nn.Module):
+        def forward(self, x, h0, h1, w):
+            return multires_conv(x, h0, h1, w)
+
+    x, *filters = make(multires.BATCH + 1, 3, 50, 4, 7)
+    rows = ({0: torch.export.Dim("B")}, None, None, None)
+    program = torch.export.export(Conv(), (x, *filters), dynamic_shapes=rows, strict=strict).module()
+    for B in (1, 2, 9):
+        x = torch.randn(B, 3, 50, dtype=torch.float64)
+        torch.testing.assert_close(program(x, *filters), multires_conv(x, *filters))
+
+
+def test_second_derivatives_of_a_batch():
+    inputs = [t.requires_grad_() for t in make(multires.BATCH, 1, 6, 4, 4)]
+    assert torch.autograd.gradgradcheck(multires_conv, inputs)
 
 
 @pytest.mark.parametrize(("tree_select", "m"), [("fading", 1), ("uniform", 1), ("uniform", 4)])
