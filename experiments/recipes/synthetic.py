@@ -19,8 +19,10 @@ Here: 4,000 updates, with sequences that are new in every one. Labels are where 
 answers of recall after 2,500 updates at L = 64. The first 1,200 updates see 64 tokens, a warm-up of the sequence length
 (Li et al. 2022): without it attention had not found them after 2,000 updates at L = 256. PyTorch's
 initial weights, which are larger than 0.02 at width 64; rotary positions of base 100, since that of 10,000 is for
-contexts of thousands; of the learning rates 1e-3 and 3e-3 the better one for attention and Hyena, by short trials on
-recall. A run ends when 99.9% of the validation answers are right.
+contexts of thousands. Hyena's windows decay slowly: with the published ones, under which most channels hardly see as
+far as a sequence reaches, 93% of the validation answers of recall at L = 64 were right after 4,000 updates, with these
+99% after 2,000, and at L = 256 most errors were at distances beyond 128. Of the learning rates 1e-3 and 3e-3 the better
+one for attention and Hyena, by short trials on recall. A run ends when 99.9% of the validation answers are right.
 """
 
 from pathlib import Path
@@ -61,7 +63,15 @@ RATES = {"attention": 1e-3, "hyena-attention": 1e-3}
 #: The first rows of training have so many tokens where all others have more, and there are so many of them.
 SHORT_LENGTH, SHORT_ROWS = 64, 1_200 * 32
 CHUNK = 64  # of MEGA's and TCNCA's attention, which else would be attention to all
-FILTER: dict[str, Any] = {"name": "hyena", "emb_dim": 5, "order": 64, "w": 10.0}
+#: Hyena's filters as in safari, with windows that decay to 1% after 2 to 10 lengths, rather than after 0.3 to 1.5.
+FILTER: dict[str, Any] = {
+    "name": "hyena",
+    "emb_dim": 5,
+    "order": 64,
+    "w": 10.0,
+    "fast_decay_pct": 2.0,
+    "slow_decay_pct": 10.0,
+}
 BASE: dict[str, Any] = {
     "layers": 2,
     "hidden_size": 64,
