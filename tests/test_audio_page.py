@@ -1,6 +1,7 @@
 """docs/audio.md: its tables are those of the files of results, and what it names exists."""
 
 import csv
+import dataclasses
 import re
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def test_rows_are_of_the_recipes_as_they_are():
     for row in ROWS:
         assert row.complete
         assert not row.smoke
-        assert row.recipe_hash == results.recipe_hash(recipes.get(row.recipe))
+        recipe = recipes.get(row.recipe)
+        if row.task == "audio/wave":  # any folder of audio
+            assert row.changes == '{"data_dir": "given"}'
+            recipe = dataclasses.replace(recipe, data_dir=Path("speech"))
+        assert row.recipe_hash == results.recipe_hash(recipe)
 
 
 def test_words():
@@ -61,6 +66,15 @@ def test_compressor():
             # The report and the run measured the same model.
             run = next((row for row in ROWS if row.recipe == f"audio-small.compressor.{model}"), None)
             assert run is None or mean == pytest.approx(getattr(run, f"test_{metric}"), rel=1e-3)
+
+
+def test_next_samples():
+    (row,) = (row for row in ROWS if row.task == "audio/wave")
+    (ours, *found), (_, *baseline), (_, *nothing) = table("wave")
+    assert ours == f"`{row.recipe}`"
+    assert found == [f"{row.validation:.3f}", f"{row.test_bits_per_byte:.3f}"]
+    assert all(float(one) < float(other) for one, other in zip(found, baseline, strict=True))
+    assert nothing == ["8.000", "8.000"]
 
 
 def test_what_it_names_exists():

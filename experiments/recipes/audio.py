@@ -207,10 +207,14 @@ def wave(name: str, layer: str) -> Recipe:
 
 
 def causal(layer: str) -> Options:
-    """Options of a mixer for next samples: S4D as it is by default there, one system for each channel."""
+    """Options of a mixer for next samples.
+
+    S4D is as it is by default there, one system for each channel. It has no longest sequence, so that it can go on for
+    as long as is wanted.
+    """
     if layer != "s4d":
         return MIXERS[layer]
-    return {"filter": {name: value for name, value in S4D.items() if name != "n_ssm"}}
+    return {"filter": {name: value for name, value in S4D.items() if name != "n_ssm"}, "max_length": None}
 
 
 RECIPES: dict[str, Recipe] = {

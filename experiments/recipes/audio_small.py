@@ -1,7 +1,7 @@
 """Audio at sizes for a CPU: recipes `audio-small.TASK.MODEL`, all ours.
 
 compressor     8 minutes of sound through a compressor of known settings; ten minutes of training for every model
-spoken-words   12,000 clips of a speech synthesiser, each of 16,000 samples, which models are given 16 by 16
+spoken-words   24,000 clips of a speech synthesiser, each of 16,000 samples, which models are given 16 by 16
 wave           next samples of any folder of audio (`--data-dir`), ten minutes of training
 """
 
@@ -54,7 +54,7 @@ SPEECH: Options = S4_CODE | {
     "lr": 5e-3,
     "weight_decay": 0.05,
     "batch_size": 16,
-    "epochs": 6,
+    "epochs": 3,
     "warmup": 0.05,
     "clip": 1.0,
 }

@@ -27,7 +27,7 @@ ROWS = {
     "lra/digits": 1_197,
     "audio/sc35": 84_843,
     "audio/sc10": 24_482,
-    "audio/spoken-words": 12_000,
+    "audio/spoken-words": 24_000,
     "audio/ptbxl": 17_084,  # with superdiagnostic labels
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 try:
     from . import effects, lra, wave
 except ImportError as error:
-    raise ImportError(f"reports need {error.name}: pip install 'longconv[bench,audio]'") from error
+    raise ImportError(f"reports need {error.name}: pip install 'longconv[bench]'") from error
 
 #: The functions behind `longconv report NAME`.
 REPORTS: dict[str, Callable[..., Any]] = {"lra": lra.run, "effects": effects.run, "wave": wave.run}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from rich import box
@@ -22,6 +21,7 @@ from longconv.streaming import StreamingModel
 from longconv.tasks.audio.effects import Effect, Recording
 from longconv.tasks.audio.losses import esr_loss
 from longconv.tasks.audio.metrics import EffectMetrics
+from longconv.tasks.extras import require
 from longconv.training.classify import TaskCard
 from longconv.training.effects import errors
 
@@ -113,7 +113,8 @@ def run(
     for recording in chosen:
         sounds = listen(loaded, task, recording, seconds)
         for kind, samples in sounds.items():
-            soundfile.write(output / f"{recording.name}-{kind}.wav", samples, task.rate, subtype="PCM_24")
+            file = output / f"{recording.name}-{kind}.wav"
+            require("soundfile", "audio").write(file, samples, task.rate, subtype="PCM_24")
         title = f"{recording.name}: {_said(dict(zip(_names(task), recording.settings, strict=True)))}"
         effects_plot.draw_recording(sounds, task.rate, title, output / f"{recording.name}.png")
     if hasattr(task, "apply"):

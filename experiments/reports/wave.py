@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from transformers import set_seed
 from longconv.models import load_model
 from longconv.tasks.audio import ngram
 from longconv.tasks.audio.codec import silence
+from longconv.tasks.extras import require
 from longconv.training.classify import TaskCard
 from longconv.training.wave import evaluate_wave
 
@@ -56,7 +56,8 @@ def run(
         Bits per byte on the test split: `model` and, with orders, `ngram`; and `ngram_order`.
 
     Raises:
-        ValueError: an argument out of range, or the model was trained on something else.
+        ValueError: an argument out of range, the model was trained on something else, or no file of the test split is
+            as long as the prompt.
     """
     if count < 1 or temperature <= 0 or not 0 < prompt_seconds < seconds:
         raise ValueError("count, temperature and prompt_seconds must be positive, and prompt_seconds less than seconds")
@@ -71,7 +72,7 @@ def run(
     sounds = make_up(load_model(model), task, count, seconds, prompt_seconds, temperature)
     output.mkdir(parents=True, exist_ok=True)
     for name, samples in sounds.items():
-        soundfile.write(output / f"{name}.wav", samples, rate, subtype="PCM_16")
+        require("soundfile", "audio").write(output / f"{name}.wav", samples, rate, subtype="PCM_16")
     draw(sounds, rate, output / "samples.png")
     console = Console()
     print_table(found, console)
@@ -94,6 +95,10 @@ def make_up(
     length = min([round(seconds * rate), *(limit - 1 for limit in limits if limit is not None)])
     prompt = min(round(prompt_seconds * rate), length // 2)
     originals = [file.read(0, min(length, file.frames)).mean(1) for file in files if file.frames >= prompt]
+    if not originals:
+        raise ValueError(
+            f"none of the first {count} files of the test split is as long as a prompt of {prompt / rate} s"
+        )
     heard = torch.stack([task.levels(samples[:prompt]) for samples in originals])
     begin = torch.full((1, 1), silence())
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "pad_token_id": silence()}

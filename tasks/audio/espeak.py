@@ -20,10 +20,14 @@ ACCENTS = ("en-gb", "en-us", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-rp", "
 #: Voices of each split; no voice, and no relative of one with the same name and another number, is in two of them.
 VOICES = {
     "train": (
-        "m1", "m2", "m3", "m4", "m6", "f1", "f2", "f3", "adam", "Alex", "Alicia", "Andrea", "Andy", "antonio",
-        "belinda", "benjamin", "boris", "caleb", "david", "Denis", "Diogo", "ed", "Gene", "Gene2", "gustave",
-        "Henrique", "Hugo", "iven", "iven2", "iven3", "Jacky", "john", "Lee", "linda", "marcelo", "Marco", "max",
-        "Michael", "miguel", "pablo", "paul", "quincy", "rob", "robert", "zac",
+        "m1", "m2", "m3", "m4", "m6", "f1", "f2", "f3", "adam", "Alex", "Alicia", "Andrea", "Andy", "anika",
+        "anikaRobot", "announcer", "antonio", "AnxiousAndy", "belinda", "benjamin", "boris", "caleb", "croak",
+        "david", "Demonic", "Denis", "Diogo", "ed", "Gene", "Gene2", "grandpa", "gustave", "Henrique", "Hugo", "iven",
+        "iven2", "iven3", "iven4", "Jacky", "john", "kaukovalta", "klatt", "klatt2", "klatt3", "klatt4", "klatt5",
+        "Lee", "linda", "marcelo", "Marco", "max", "Michael", "michel", "miguel", "Nguyen", "pablo", "paul", "quincy",
+        "RicishayMax", "RicishayMax2", "RicishayMax3", "rob", "robert", "robosoft", "robosoft2", "robosoft3",
+        "robosoft4", "robosoft5", "robosoft6", "robosoft7", "robosoft8", "Tweaky", "UniRobot",
+        "whisper", "whisperf", "zac",
     ),
     "validation": ("m5", "f4", "aunty", "Mario", "pedro", "norbert", "shelby", "sandro"),
     "test": ("m7", "m8", "f5", "Annie", "Mike", "steph", "steph2", "edward", "edward2", "grandma", "victor", "travis"),

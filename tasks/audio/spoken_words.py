@@ -18,7 +18,7 @@ from longconv.tasks.lra.random import Stream
 from longconv.tasks.synthetic.sampling import uniform
 
 # Part of every cache key: raise it when the same options give other clips than before.
-_FORMAT = 1
+_FORMAT = 2
 _RATES, _PITCHES = (110, 210), (15, 85)  # words per minute; of 0 … 99
 _PEAKS = (-20.0, -1.0)  # dB
 # So much below the loudest sample a word has not begun yet.
@@ -32,6 +32,9 @@ class SpokenWords(Clips):
     words: what is said, ten or more; default the ten of Speech Commands, "forward" and "backward".
     sizes: clips of train, validation and test; each word has its share.
     noise: signal-to-noise ratios in dB, one of which each clip has; None is no noise.
+    stretch: how much faster clips of the train split are played, lowest and highest factor. That moves pitch and
+        formants too, as if speakers were larger or smaller (Ko et al. 2015, "Audio augmentation for speech
+        recognition"). (1, 1) leaves them as they are, as those of the other splits always are.
     seed: of the clips. Clip i of a split depends on the seed, the words, the noise, the split, i and the version of
         eSpeak NG, not on the number of workers.
     Other options: see `Clips`.
@@ -53,6 +56,7 @@ class SpokenWords(Clips):
         words: Sequence[str] = (*WORDS_10, "forward", "backward"),
         sizes: Sequence[int] | None = None,
         noise: Sequence[float | None] = (None, 30.0, 20.0, 10.0),
+        stretch: tuple[float, float] = (0.85, 1.2),
         seed: int = 0,
         **options: Any,
     ) -> None:
@@ -63,9 +67,12 @@ class SpokenWords(Clips):
             raise ValueError(f"words must be texts to say, got {words!r}")
         if not noise or not all(ratio is None or -20 <= ratio <= 100 for ratio in noise):
             raise ValueError(f"noise must be ratios of -20 … 100 dB, or None for no noise, got {noise!r}")
-        self.sizes = check_sizes(sizes, (12_000, 1_200, 2_400))
+        if len(stretch) != 2 or not 0.5 <= stretch[0] <= stretch[1] <= 2:
+            raise ValueError(f"stretch must be a lowest and a highest factor of 0.5 … 2, got {stretch!r}")
+        self.sizes = check_sizes(sizes, (24_000, 1_200, 2_400))
         Stream(seed)  # raises for a seed that is none
-        self.words, self.noise, self.seed, self.n_classes = tuple(words), tuple(noise), seed, len(words)
+        self.words, self.noise, self.stretch = tuple(words), tuple(noise), tuple(stretch)
+        self.seed, self.n_classes = seed, len(words)
 
     @property
     def source(self) -> str:
@@ -77,7 +84,8 @@ class SpokenWords(Clips):
     def _key(self) -> list[Any]:
         for voices in espeak.VOICES.values():
             espeak.require_voices(espeak.ACCENTS, voices)
-        return [_FORMAT, espeak.version(), list(self.words), list(self.sizes.values()), list(self.noise), self.seed]
+        options = [list(self.words), list(self.sizes.values()), list(self.noise), list(self.stretch), self.seed]
+        return [_FORMAT, espeak.version(), *options]
 
     def _clips(self, split: str) -> Iterator[Clip]:
         def make(block: int) -> list[Clip]:
@@ -97,7 +105,8 @@ class SpokenWords(Clips):
         stream = Stream(self.seed, SPLITS.index(split), number)
         accent, voice, ratio = (_one_of(stream, some) for some in (espeak.ACCENTS, espeak.VOICES[split], self.noise))
         rate, pitch = (int(_between(stream, low, high + 1)) for low, high in (_RATES, _PITCHES))
-        said = _say(self.words[number % len(self.words)], accent, voice, rate, pitch)
+        faster = _between(stream, *self.stretch) if split == "train" else 1.0
+        said = _say(self.words[number % len(self.words)], accent, voice, rate, pitch, faster)
         said *= 10 ** (_between(stream, *_PEAKS) / 20) / np.abs(said).max()
         clip = np.zeros(RATE)
         start = int(stream.below(RATE - len(said) + 1, 1)[0])
@@ -108,15 +117,18 @@ class SpokenWords(Clips):
         return np.rint(clip * (32767 / max(1.0, np.abs(clip).max()))).astype(np.int16)
 
 
-def _say(word: str, accent: str, voice: str, rate: int, pitch: int) -> NDArray[np.float64]:
-    """A word at 16 kHz without the silence around it, said faster where it takes more than a second."""
+def _say(word: str, accent: str, voice: str, rate: int, pitch: int, stretch: float = 1.0) -> NDArray[np.float64]:
+    """A word at 16 kHz without the silence around it, played `stretch` times as fast.
+
+    Where it takes more than a second it is said faster.
+    """
     for faster in count():
         speed = round(rate * 1.25**faster)
         if speed > 450:
             raise ValueError(f"{word!r} takes more than a second at 450 words per minute")
         samples, of = espeak.speak(word, accent=accent, voice=voice, words_per_minute=speed, pitch=pitch)
         loud = np.flatnonzero(np.abs(samples) > _QUIET * np.abs(samples).max())
-        samples = resample(samples[loud[0] : loud[-1] + 1], of, RATE)
+        samples = resample(samples[loud[0] : loud[-1] + 1], round(of * stretch), RATE)
         if len(samples) <= RATE:
             break
     return samples.astype(np.float64)

@@ -2,6 +2,9 @@
 
 import csv
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,3 +141,16 @@ def test_samples_are_drawn_from_the_model(trained):
     assert (logits.amax(1) - chosen).max() < 1e-3 * max(1.0, math.ceil(float(logits.abs().max())))
     with pytest.raises(ValueError, match="prompt_seconds less than seconds"):
         wave.run(folder, seconds=0.1, prompt_seconds=0.2)
+
+
+def test_a_prompt_that_no_file_has(trained):
+    model = load_model(trained("wave.s4d"))
+    file = SimpleNamespace(frames=79)
+    task = SimpleNamespace(sample_rate=8_000, splits=lambda: {"test": SimpleNamespace(files=[file])})
+    with pytest.raises(ValueError, match=r"none of the first 3 files .* is as long as a prompt of 0.01 s"):
+        wave.make_up(model, task, 3, 0.02, 0.01, 1.0)
+
+
+def test_reports_of_other_things_need_no_audio_packages():
+    code = "import sys; sys.modules['soundfile'] = None; import longconv.experiments.reports"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)

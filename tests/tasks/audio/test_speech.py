@@ -203,6 +203,8 @@ def test_options_that_are_none():
         ({"words": ["yes", " "]}, "words must be texts"),
         ({"noise": [200.0]}, "noise must be ratios"),
         ({"sizes": (1, 2)}, "sizes must be three numbers"),
+        ({"stretch": (1.2, 0.8)}, "stretch must be a lowest and a highest factor of 0.5 … 2"),
+        ({"stretch": (1.0,)}, "stretch must be a lowest and a highest factor of 0.5 … 2"),
     ):
         with pytest.raises(ValueError, match=said):
             tasks.get("audio/spoken-words", **option)
@@ -263,6 +265,24 @@ def test_spoken_words_depend_on_the_seed_alone(said, tmp_path):
     first = clips()
     assert all(np.array_equal(a, b) for a, b in zip(first, clips(sizes=(9, 9, 9), workers=1), strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, clips(seed=1), strict=True))
+
+
+def test_clips_of_training_are_stretched(said):
+    """Of the tone that the stand-in says, the period changes, and how long it lasts; those to be tested on stay."""
+    plain, fast = (tasks.get("audio/spoken-words", noise=(None,), stretch=(s, s)) for s in (1.0, 1.6))
+    drawn = tasks.get("audio/spoken-words", noise=(None,))
+    assert drawn.stretch == (0.85, 1.2)
+    lengths = []
+    for i in range(6):
+        a, b, c = (np.flatnonzero(np.abs(task.clip("train", i)) > 30) for task in (plain, fast, drawn))
+        assert np.ptp(a) / np.ptp(b) == pytest.approx(1.6, rel=0.02)
+        lengths.append(np.ptp(a) / np.ptp(c))
+        spectra = [np.abs(np.fft.rfft(task.clip("train", i).astype(float))).argmax() for task in (plain, fast)]
+        assert spectra[1] / spectra[0] == pytest.approx(1.6, rel=0.02)
+        assert np.array_equal(plain.clip("test", i), fast.clip("test", i))
+        assert np.array_equal(plain.clip("validation", i), drawn.clip("validation", i))
+    assert 0.83 < min(lengths) < max(lengths) < 1.22
+    assert max(lengths) - min(lengths) > 0.05
 
 
 def test_noise_is_as_loud_as_asked(said, tmp_path):
