@@ -20,6 +20,7 @@ ALL = TAKEN | TOUCHED | NEAR
 
 N_SEEDS = 360
 _WEIGHT = 1 << 16
+_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def make_paddles(length: int, thickness: float, margin: int, continuity: float) 
     seeds = np.deg2rad(np.arange(N_SEEDS) - 180.0)
     angles = np.concatenate([seeds, np.arctan2(ends[:, 0], ends[:, 1])])
     directions = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    # Processors differ in the last bit, and many a distance is a whole or a half number: hence all the rounding below.
+    directions = np.round(directions, _DECIMALS)
 
     far = np.concatenate([length * directions[:N_SEEDS], ends])
     lines = np.concatenate([far - length * directions, far], axis=1)
@@ -77,10 +80,10 @@ def make_paddles(length: int, thickness: float, margin: int, continuity: float) 
     body, core, zone, bits, ink, value = [], [], [], [], [], []
     for line, direction in zip(lines, directions, strict=True):
         offset = pixels - line[:2]
-        along = offset @ direction
-        across = offset[:, 0] * direction[1] - offset[:, 1] * direction[0]
+        along = np.round(offset[:, 0] * direction[0] + offset[:, 1] * direction[1], _DECIMALS)
+        across = np.round(offset[:, 0] * direction[1] - offset[:, 1] * direction[0], _DECIMALS)
         outside = np.maximum(np.maximum(-along, along - length), 0), np.maximum(np.abs(across) - thickness / 2, 0)
-        distance = np.hypot(*outside)
+        distance = np.round(np.hypot(*outside), _DECIMALS)
         # A pixel's centre at distance d: the part of it within m is about m - d + 1/2.
         bit = TAKEN * (distance <= margin - 0.5) + TOUCHED * (distance < margin + 0.2) + NEAR * (distance <= 2 * margin)
         body.append(np.flatnonzero(bit & TAKEN))
@@ -89,7 +92,7 @@ def make_paddles(length: int, thickness: float, margin: int, continuity: float) 
         bits.append(bit[zone[-1]].astype(np.uint8))
         # Coverage by a stroke, with a pixel turned like it.
         covered = _overlap(along - length / 2, length) * _overlap(across, thickness)
-        brightness = np.round(255 * covered).astype(np.uint8)
+        brightness = np.round(np.round(255 * covered, _DECIMALS)).astype(np.uint8)
         ink.append(np.flatnonzero(brightness))
         value.append(brightness[ink[-1]])
     return Paddles(
@@ -98,7 +101,7 @@ def make_paddles(length: int, thickness: float, margin: int, continuity: float) 
         ends=ends,
         lines=lines.astype(np.float32),
         next_pivot=pivots + _ceil((length + 2 * margin) * directions),
-        weights=np.round(weights * _WEIGHT).astype(np.int64),
+        weights=np.round(np.round(weights * _WEIGHT, _DECIMALS)).astype(np.int64),
         body=pixels[_rectangular(body)],
         core=pixels[_rectangular(core[:N_SEEDS])],
         zone=pixels[_rectangular(zone)],
@@ -121,7 +124,7 @@ def disc(radius: float) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Pixels y, x of a disc around (0, 0) (n, 2), and how bright: 255 inside, less at the rim."""
     reach = int(np.ceil(radius)) + 1
     pixels = np.moveaxis(np.mgrid[-reach : reach + 1, -reach : reach + 1], 0, -1).reshape(-1, 2)
-    value = np.round(255 * np.clip(radius - np.hypot(*pixels.T) + 0.5, 0, 1)).astype(np.uint8)
+    value = np.round(np.round(255 * np.clip(radius - np.hypot(*pixels.T) + 0.5, 0, 1), _DECIMALS)).astype(np.uint8)
     return pixels[value > 0], value[value > 0]
 
 
@@ -131,8 +134,7 @@ def _overlap(centre: NDArray[np.float64], width: float) -> NDArray[np.float64]:
 
 
 def _floor(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    # The rounding keeps whole numbers that are off by the last bit from going down here and up there.
-    return np.floor(np.round(values, 9)).astype(np.int64)
+    return np.floor(np.round(values, _DECIMALS)).astype(np.int64)
 
 
 def _ceil(values: NDArray[np.float64]) -> NDArray[np.int64]:
