@@ -73,6 +73,14 @@ def test_speeds_are_those_of_the_file():
     assert len(table) - 2 == len({row.block for row in rows})
 
 
+def test_the_recorded_stream_is_as_fast_as_wanted():
+    rows = report.read_rows(ROOT / "experiments/benchmarks/results/stream.csv", StreamRow)
+    found = {(row.implementation, row.block): row for row in rows}
+    for block, least in ((2048, 15), (65536, 45)):
+        assert found["longconv", block].real_time_factor >= least
+    assert all(row.ratio >= 1.5 for row in rows if row.implementation.startswith("pytorch-tcn"))
+
+
 def test_what_it_names_exists():
     for path in re.findall(r"`(longconv/[\w/]+\.py)`", PAGE):
         assert (ROOT / path).is_file()
