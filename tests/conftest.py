@@ -25,11 +25,12 @@ hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=N
 hypothesis.settings.load_profile("ordinary")
 
 # `import numerics` without this folder on the path, where its subfolders would pass for packages (longconv, kernels).
-_spec = importlib.util.spec_from_file_location("numerics", Path(__file__).with_name("numerics.py"))
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["numerics"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["numerics"])
+for _name in ("numerics", "fft_conv_cases"):
+    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 
 @pytest.fixture(autouse=True)

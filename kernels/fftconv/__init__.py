@@ -3,7 +3,7 @@
     reference.py  the definition in float64             online.py    one sample at a time: `OnlineConv`
     dispatch.py   which way a call goes                 stream.py    in chunks: `fft_conv_chunk`
     blocked.py    whole rows, in cache-sized blocks     conv2d.py    images: `fft_conv2d`
-    overlap.py    filters of few taps (halo.py)         sparse.py    zeros in the spectrum (mask.py)
+    overlap.py    few taps (halo.py, direct.py)         sparse.py    zeros in the spectrum (mask.py)
     packed.py     sequences of different lengths        spectral*.py what the last two share
     plan.py       transforms, and the choice of one     matmul.py    in real matrix products, for export
     fft.py        FFTs whose set-up is kept             checks.py, transforms.py: what all share

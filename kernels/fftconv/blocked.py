@@ -81,7 +81,7 @@ def conv_backward(
             v = gated(u, pre_gate, at, dtype)
             dc = gated(dy, post_gate, at, dtype)
             if needs_skip:
-                skip_grad += (dc * v).sum((0, 2))  # pairwise: a dot product over a long row would lose digits
+                skip_grad += (dc * v).sum(2).sum(0)  # pairwise: a dot product over a long row would lose digits
             if needs_filter or needs_post:
                 vf = plan.forward(v)
             if needs_post:

@@ -1,14 +1,16 @@
-"""Which way a convolution goes: Triton or PyTorch; packed or not; in frames (overlap-save) or in whole rows."""
+"""Which way a convolution goes: Triton or PyTorch; packed or not; in frames or in whole rows."""
 
 from types import ModuleType
 
 from torch import Tensor
 
-from . import blocked, monarch, overlap, packed
+from . import blocked, direct, monarch, overlap, packed
 
-# Overlap-save is taken where a row has so many samples, and at least so many times the reach of the filter. Measured on
-# two cores: the two ways cost the same at 64 taps and 256 samples, and at 1,024 taps and 2,500 samples.
+# Overlap-save is taken where a row has so many samples, and at least so many times the reach of the filter; backward,
+# where frames cost more and whole rows less (a signal's spectrum and its conjugate are one transform), by other
+# numbers. Measured on two cores, where the two ways cost the same within a tenth at these limits.
 SHORT_RATIO, SHORT_LENGTH = 3, 512
+SHORT_RATIO_BACKWARD, SHORT_LENGTH_BACKWARD = 16, 8192
 
 
 def conv_forward(
@@ -60,7 +62,7 @@ def conv_backward(
         return conv.conv_backward(*arguments, ends)
     if ends is not None:
         return packed.conv_backward(conv_backward, ends, *arguments)
-    way = choose(u, k, k_reverse)
+    way = choose(u, k, k_reverse, backward=True)
     return way.conv_backward(*arguments)
 
 
@@ -80,9 +82,10 @@ def on_matrix_units(impl: str, *tensors: Tensor | None) -> bool:
     return reason is None
 
 
-def choose(u: Tensor, k: Tensor, k_reverse: Tensor | None) -> ModuleType:
-    """Return the module whose `conv_forward` and `conv_backward` suit these sizes."""
+def choose(u: Tensor, k: Tensor, k_reverse: Tensor | None, backward: bool = False) -> ModuleType:
+    """Return the module whose `conv_forward`, or `conv_backward`, suits these sizes."""
     L, reach = u.shape[-1], k.shape[1] - 1 + (0 if k_reverse is None else k_reverse.shape[1])
-    if max(SHORT_RATIO * reach, SHORT_LENGTH) <= L:
+    if direct.suits(u, reach + 1, blocked.compute_dtype(u, k)) and not (backward and reach >= direct.GRADIENT_TAPS):
         return overlap
-    return blocked
+    ratio, least = (SHORT_RATIO_BACKWARD, SHORT_LENGTH_BACKWARD) if backward else (SHORT_RATIO, SHORT_LENGTH)
+    return overlap if max(ratio * reach, least) <= L else blocked

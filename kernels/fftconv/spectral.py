@@ -104,7 +104,7 @@ def conv_backward(
             v = gated(u, pre_gate, at, dtype)
             dc = gated(dy, post_gate, at, dtype)
             if needs_skip:
-                dskip[channels] += (dc * v).flatten(2).sum((0, 2))
+                dskip[channels] += (dc * v).flatten(2).sum(2).sum(0)
             if needs_post:
                 c = plan.inverse(plan.forward(v).mul_(kf), torch.empty_like(v))
                 c = c if weight is None else c.addcmul_(weight, v)

@@ -54,7 +54,8 @@ def weight_gradient(dy: Tensor, u: Tensor, left: int, right: int) -> Tensor:
     products = F.conv1d(
         windows.reshape(1, rows, length + K - 1), kernels.reshape(rows, 1, length), groups=rows
     )  # (1, rows, K)
-    return products.view(B, D, parts, K).sum((0, 2)).flip(-1)
+    # One axis after the other: PyTorch sums over two at once up to nine times more slowly.
+    return products.view(B, D, parts, K).sum(0).sum(1).flip(-1)
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
