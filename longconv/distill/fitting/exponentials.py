@@ -1,8 +1,8 @@
 """Inner products of damped exponentials with each other and with taps, without forming them.
 
 What makes fitting many poles to many taps cheap: the inner products of lambda_n^t, t lambda_n^t, ... are sums of z^t,
-t z^t and t^2 z^t over the taps, with z = lambda_n lambda_m or its conjugate partner, O(N^2 log M) by doubling instead
-of O(N^2 M); and what they make of a residual comes from exponents split in two, O(N M). Normal equations lose half of
+t z^t and t^2 z^t over the taps, with z = lambda_n lambda_m or its conjugate partner, O(N^2) in closed form instead of
+O(N^2 M); and what they make of a residual comes from exponents split in two, O(N M). Normal equations lose half of
 the digits; residuals computed in the time domain and solved for once more give them back.
 
 Shapes: D filters, M taps (after lag 0), N modes. Real columns stand as (Re f, Re i f), 2N of them.
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 _RIDGE = 1e-13  # relative, on normalised columns
+# |1 - z| below which power sums are not taken in closed form, which loses a factor of 1 / |1 - z| of their precision;
+# and the same times the number of taps, below which the slopes lose more.
+_NEAR, _FEW = 1e-3, 0.1
 
 
 class Exponentials:
@@ -51,7 +54,9 @@ class Exponentials:
     def sums(self, slopes: bool) -> tuple[Tensor, ...]:
         """`power_sums` of lambda_n lambda_m and of lambda_n conj(lambda_m), side by side: (D, N, 2N) each."""
         lam = self.poles
-        return power_sums(lam[:, :, None] * torch.cat([lam, lam.conj()], dim=1)[:, None], self.count, slopes)
+        last = power(lam, self.count)
+        z, zM = (x[:, :, None] * torch.cat([x, x.conj()], dim=1)[:, None] for x in (lam, last))
+        return power_sums(z, self.count, slopes, last=zM)
 
 
 @dataclasses.dataclass
@@ -103,11 +108,27 @@ def inner_products(Q: Tensor, P: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=1) * 0.5
 
 
-def power_sums(z: Tensor, count: int, slopes: bool) -> tuple[Tensor, ...]:
-    """sum_t z^t, and with `slopes` sum_t t z^t and sum_t t^2 z^t, over 0 <= t < count.
+def power_sums(z: Tensor, count: int, slopes: bool, last: Tensor | None = None) -> tuple[Tensor, ...]:
+    """sum_t z^t, and with `slopes` sum_t t z^t and sum_t t^2 z^t, over 0 <= t < count; `last` is z^count, if known.
 
-    By doubling: no cancellation that is not in the sums themselves, however close z is to 1.
+    In closed form, but by doubling where z is so close to 1 that digits would cancel.
     """
+    last = power(z, count) if last is None else last
+    limit = max(_NEAR, _FEW / count)
+    near = (z.real > 1 - limit) & (z.imag.abs() < limit)
+    r = (1 - torch.where(near, 0.0, z)).reciprocal()
+    sums = [(1 - last) * r]
+    if slopes:
+        sums.append((z * sums[0] - count * last) * r)
+        sums.append((z * (sums[0] + 2 * sums[1]) - count**2 * last) * r)
+    if near.any():
+        for total, exact in zip(sums, _power_sums_by_doubling(z[near], count, slopes), strict=True):
+            total[near] = exact
+    return tuple(sums)
+
+
+def _power_sums_by_doubling(z: Tensor, count: int, slopes: bool) -> tuple[Tensor, ...]:
+    """`power_sums` without any cancellation that is not in the sums themselves, however close z is to 1."""
     s0, zn, n = torch.ones_like(z), z, 1
     s1 = s2 = torch.zeros_like(z) if slopes else s0
     for bit in bin(count)[3:]:
@@ -123,6 +144,16 @@ def power_sums(z: Tensor, count: int, slopes: bool) -> tuple[Tensor, ...]:
             s0 = s0 + zn
             zn, n = zn * z, n + 1
     return (s0, s1, s2) if slopes else (s0,)
+
+
+def power(z: Tensor, n: int) -> Tensor:
+    """z^n for n >= 1, by squaring."""
+    result = z
+    for bit in bin(n)[3:]:
+        result = result * result
+        if bit == "1":
+            result = result * z
+    return result
 
 
 def geometric(ratio: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .exponentials import Exponentials, Normal, inner_products, pair, to_complex
 
-_BLOCK_ELEMENTS = 1 << 15  # complex numbers of one (D, 2N, N) table in flight: what stays in a core's cache
+_BLOCK_ELEMENTS = 1 << 17  # complex numbers of one (D, 2N, N) table in flight: few operations, and not much memory
 _SHRINK = 0.1  # a decay rate goes down to this fraction of itself in one step, at most
 _FASTEST = -7.0  # log|lambda| below which a pole has no more say than a delta at lag 1
 _TURN = 0.5  # radians in one step, at most
