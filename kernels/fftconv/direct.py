@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..shortconv.direct import PART
+
 # With so many taps at most, on rows of so many samples at most, it is faster than transforms. Two threads with AVX-512,
 # 2M samples, forward: 1.3 to 2.4 times with 4 to 24 taps, 1.1 to 1.4 with 64. Small inputs are left to `blocked.py`.
 LIMITS = ((24, 2**17), (64, 2**13))
@@ -16,8 +18,7 @@ MOST_TAPS = max(taps for taps, _ in LIMITS)
 LEAST_SAMPLES = 2**15
 # The gradient of the taps: backward passes 1.3 to 2.3 times as fast with 4 and 16 taps, as fast with 48.
 GRADIENT_TAPS = 32
-# Samples of a frame. Sums over longer ones, of the gradient of the taps, lose digits and time.
-FRAME = 2048
+FRAME = PART  # samples
 _CHANNELS = 16
 
 
@@ -47,17 +48,6 @@ def filtered(frames: Tensor, taps: Tensor) -> Tensor:
     few = D * J < _CHANNELS
     rows = 1 if few else B
     kernels = taps[None, :, None].expand(B // rows, D, J, -1).reshape(-1, 1, taps.shape[1])
-    return _conv1d(frames.reshape(rows, len(kernels), -1), kernels).view(B, D, J, -1)
-
-
-def correlated(frames: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of the taps, (D, P), from frames (B, D, J, N) and the gradient (B, D, J, S) of what came out."""
-    B, D, J, N = frames.shape
-    # oneDNN's own gradient takes ten times as long. Here the gradient is the kernel, one for each frame.
-    kernels = grad.reshape(-1, 1, grad.shape[-1])
-    return _conv1d(frames.reshape(1, -1, N), kernels).view(B, D, J, -1).sum(0).sum(1)
-
-
-def _conv1d(x: Tensor, kernels: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):  # a backward pass inside its block would lose digits
-        return F.conv1d(x, kernels, groups=len(kernels))
+        y = F.conv1d(frames.reshape(rows, len(kernels), -1), kernels, groups=len(kernels))
+    return y.view(B, D, J, -1)

@@ -18,6 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..shortconv.direct import correlate
 from . import direct, halo
 from .blocked import compute_dtype, empty_gradients
 from .fft import irfft, rfft
@@ -251,7 +252,7 @@ def _correlated(
         if whole * S < T:
             padded[:, :, whole, : T - whole * S] = dc[..., whole * S :]
         if frames.direct:
-            lags = lags + direct.correlated(framed, padded)
+            lags = lags + correlate(framed, padded)
             continue
         # One axis after the other: PyTorch sums over two at once ten times more slowly.
         if needs_skip:

@@ -22,8 +22,8 @@ from .tree import products, spend
 TREE_SELECTIONS = ("fading", "uniform")
 
 # With so many rows of a batch, and so many multiply-adds for a sample, `fft_conv` with the dense kernel is faster than
-# the tree for every row. Two threads, L = 1000 to 65536, forward and backward: 1.3 to 1.7 times with four rows and K =
-# 2, 1.6 to 3.4 with more of either; forward alone 0.8 to 1.0, and 1.0 to 2.0. With one or two rows it is slower.
+# the tree for every row on a CPU. Two threads, L = 1000 to 65536, forward and backward: 1.3 to 1.7 times with four rows
+# and K = 2, 1.6 to 3.4 with more of either; forward alone 0.8 to 1.0, and 1.0 to 2.0. With one or two it is slower.
 BATCH, PRODUCTS = 4, 24
 
 
@@ -86,7 +86,7 @@ def multires_conv(
 
     It is one causal convolution with `multires_kernel`, of 1 + (K-1) (2^J - 1) taps. The tree costs O(K L J), and needs
     the memory of a few rows beside its result, also backward, where levels are computed again. From four rows in a
-    batch on `fft_conv` does it, and only the kernel is computed by the tree; a NaN then reaches its whole row.
+    batch on `fft_conv` does it on a CPU, and only the kernel is computed by the tree; a NaN then reaches its whole row.
 
     Args:
         x: (B, D, L), floating point, any strides; D, L >= 1.
@@ -131,7 +131,8 @@ def multires_conv(
         if torch._C._are_functorch_transforms_active():
             return compose(x, h0, h1, w, counts, None)
         # An exported program has one way, for every number of rows.
-        if not torch.compiler.is_exporting() and x.shape[0] >= BATCH and products(counts, h0.shape[1]) >= PRODUCTS:
+        some = x.device.type == "cpu" and not torch.compiler.is_exporting()
+        if some and x.shape[0] >= BATCH and products(counts, h0.shape[1]) >= PRODUCTS:
             return _by_kernel(x, h0, h1, w, counts, tree_select)
         return multires_conv_op(x, h0, h1, w, counts)
 

@@ -25,14 +25,14 @@ CASES = [
 @pytest.fixture
 def taken(monkeypatch):
     """How often the two functions are called."""
-    calls = {"filtered": 0, "correlated": 0}
+    calls = {"filtered": 0, "correlate": 0}
 
     def counted(name, function, *args):
         calls[name] += 1
         return function(*args)
 
-    for name in calls:
-        monkeypatch.setattr(direct, name, functools.partial(counted, name, getattr(direct, name)))
+    for module, name in ((direct, "filtered"), (overlap, "correlate")):
+        monkeypatch.setattr(module, name, functools.partial(counted, name, getattr(module, name)))
     return calls
 
 
@@ -42,7 +42,7 @@ def taken(monkeypatch):
 def test_equals_the_definition(B, D, L, K, R, circular, dtype, taken):
     check(make(B, D, L, K, R, dtype), circular)
     assert taken["filtered"] > 0
-    assert (taken["correlated"] > 0) == (K + R <= direct.GRADIENT_TAPS)
+    assert (taken["correlate"] > 0) == (K + R <= direct.GRADIENT_TAPS)
     x = make(B, D, L, K, R, dtype, dtype)
     del x["pre_gate"], x["post_gate"], x["skip"]
     check(x, circular)
@@ -82,7 +82,7 @@ def test_a_backward_pass_inside_autocast_keeps_its_digits(taken):
         actual = torch.autograd.grad(y.sum(), x.values())
     for a, e in zip(actual, expected, strict=True):
         assert torch.equal(a, e)
-    assert taken["correlated"] > 0
+    assert taken["correlate"] > 0
 
 
 @pytest.mark.parametrize("circular", [False, True])

@@ -446,3 +446,12 @@ def test_errors_name_the_argument(make, message):
 def test_type_errors_name_the_argument(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+def test_the_gradient_of_the_taps_keeps_its_digits_inside_autocast():
+    u, w = torch.randn(2, 16, 4096), torch.randn(16, 32, requires_grad=True)
+    y = short_conv(u, w)
+    (expected,) = torch.autograd.grad(y.sum(), w, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (actual,) = torch.autograd.grad(y.sum(), w)
+    assert_close(actual, expected.double())
