@@ -133,7 +133,7 @@ def profile(shape: Shape, repeats: int) -> Profile:
         whole = torch.randn(rows, used * plan.N2, dtype=torch.complex64)
     else:
         z = X
-        psi = plan.turn(False, False)
+        psi = plan.turn(plan.n)
         calls |= {
             "turn": (there, lambda: torch.empty_like(X)[:, :L].copy_(x).mul_(psi[:L])),
             "turn back": (back, lambda: z.mul_(ones)),

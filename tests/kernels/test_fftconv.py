@@ -1,6 +1,7 @@
 """fft_conv against its definition: values, gradients, dtypes, tracing, errors."""
 
 import itertools
+import math
 
 import numerics
 import pytest
@@ -157,6 +158,26 @@ def test_factored_transform_equals_the_direct_one(factors):
     numerics.assert_close(in_order, direct.forward(x), torch.float64)
     for p in (factored, direct):
         numerics.assert_close(p.inverse(p.forward(x), torch.empty_like(x)), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("n", "m"), [(8, 8), (9, 9), (75, 75), (75, 40), (75, 38), (75, 3), (1, 1)])
+def test_half_a_table_serves_as_well_as_four(n, m, dtype):
+    """The plan of long rows, at sizes at which its transforms can be compared with the definition."""
+    whole, half = (kind(n, dtype, torch.device("cpu")) for kind in (plan.RightAnglePlan, plan.LongRightAnglePlan))
+    x, y = torch.randn(2, 3, 2, m, dtype=dtype).unbind()
+    t = torch.arange(m, dtype=torch.float64)
+    roots = torch.exp(-2j * math.pi * (torch.arange(n, dtype=torch.float64)[:, None] + 0.25) / n)
+    for conj in (False, True):
+        defined = x.to(torch.complex128) @ (roots.conj() if conj else roots).pow(t).T
+        for p in (whole, half):
+            numerics.assert_close(p.forward(x, conj).to(torch.complex128), defined, dtype)
+            numerics.assert_close(p.inverse(p.forward(x, conj), torch.empty_like(x), conj), x)
+        products = [p.forward(x, conj).mul_(p.forward(y, conj)) for p in (whole, half)]
+        rows = [p.inverse(X, torch.empty_like(x), conj) for p, X in zip((whole, half), products, strict=True)]
+        numerics.assert_close(rows[1], rows[0].double(), dtype)
+        lowered = half.inverse(half.forward(x, conj), torch.empty_like(x, dtype=torch.bfloat16), conj)
+        numerics.assert_close(lowered, x.double())
 
 
 def is_smooth(n: int) -> bool:
