@@ -101,8 +101,8 @@ class RightAnglePlan:
 class LongRightAnglePlan(RightAnglePlan):
     """The same for long rows, with a quarter of the tables: psi^t of half a row, no conjugates of it.
 
-    The second half of a row is that times psi^h, and Re(conj(psi) z) = Re(psi conj(z)). The passes that this adds take 3
-    to 4 per cent of a convolution of 262,144 samples, 5 with its backward; its memory falls by an eighth.
+    The second half of a row is that times psi^h, and Re(conj(psi) z) = Re(psi conj(z)). The passes that this adds take
+    3 to 4 per cent of a convolution of 262,144 samples, 5 with its backward; its memory falls by an eighth.
     """
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:

@@ -113,9 +113,18 @@ def test_few_taps_in_frames(dtype):
 
 @dtypes
 def test_long_rows(dtype):
-    L = 9000
+    L = 33_000 if dtype == torch.float16 else 9000
     assert isinstance(configs.ways(1, L, L, 3, dtype, 227 * 1024)[0], configs.Outer)
     check(make(1, 1, L, L, dtype, others=GATES))
+
+
+@dtypes
+def test_rows_of_several_tiles(dtype):
+    """With tiles that are shipped, at the sizes that take them: FFTs of 32K points in float16, of 4K in float32."""
+    tile, P = configs.NESTED[dtype.itemsize][1 if dtype == torch.float16 else 0]
+    L = P * tile.N - 3
+    assert configs.ways(64, L, L, L - 1, dtype, 227 * 1024)[0] == configs.Nested(tile, P)
+    check(make(2, 1, L, L, dtype, L - 1, others=("skip", *GATES)))
 
 
 @dtypes
@@ -218,6 +227,37 @@ def test_outer_and_inner_transforms(monkeypatch, dtype, P, scratch, one_pass):
         check(make(3, 1, L, L, dtype, 30 if one_pass else 0, others=GATES))
 
 
+@dtypes
+@pytest.mark.parametrize(("P", "times"), [(2, 2), (4, 3), (8, 8), (16, 5)])
+def test_tiles_nested_in_an_outer_transform(monkeypatch, dtype, P, times):
+    """Of the P time rows those beyond `times` are padding."""
+    tile = configs.Tile(16, 1, 16, 4, 0)
+    L = times * tile.N - 100
+    with forced(monkeypatch, configs.Nested(tile, P)):
+        check(make(3, 1, L, L, dtype, 30, others=GATES))
+        if P < 8:
+            check(make(2, 8, L, 40, dtype, others=("skip",)), circular=True)
+            x = make(1, 8, L + 300, L, dtype, 200, others=("skip", *GATES))
+            check(x, cu_seqlens=torch.tensor([0, L, L + 1, L + 300]))
+
+
+def test_nested_tiles_of_strided_and_expanded_rows_that_do_not_touch_each_other(monkeypatch):
+    tile = configs.Tile(16, 1, 16, 4, 0)
+    with forced(monkeypatch, configs.Nested(tile, 4)):
+        x = make(3, 2, 1000, 700, torch.float32, others=GATES)
+        x["u"] = torch.randn(3, 1, 1).expand(3, 2, 1000)
+        x["pre_gate"] = torch.randn(2, 3, 1000).transpose(0, 1)
+        x["post_gate"] = torch.randn(3, 1000, 2).mT
+        check(x, dy=torch.tensor(0.5).expand(3, 2, 1000))
+        clean = fft_conv(**x, impl="triton")
+        x["pre_gate"] = x["pre_gate"].clone()
+        x["pre_gate"][1, 0, 5] = float("nan")
+        y = fft_conv(**x, impl="triton")
+        rows = torch.ones(3, 2, dtype=torch.bool)
+        rows[1, 0] = False
+        assert torch.equal(y[rows], clean[rows])
+
+
 def test_packed_sequences_in_long_kernels(monkeypatch):
     tile = configs.INNER_TILES[4][0]
     with forced(monkeypatch, configs.Outer(tile, 16)):
@@ -241,6 +281,7 @@ def test_only_the_gradients_that_are_asked_for(monkeypatch):
         configs.whole_row(configs.Tile(16, 4, 16, 4, 0, one_pass=False)),
         configs.frames(tile, 250, 20, 0),
         configs.Outer(tile, 1),
+        configs.Nested(configs.Tile(16, 1, 16, 4, 0), 2),
     )
     for way, name in itertools.product(ways, x):
         with forced(monkeypatch, way):
@@ -294,6 +335,9 @@ def test_every_choice_covers_the_row_and_the_filter(L, share, share_reverse, row
             assert way.P % 16 == 0 or way.P < 16
             assert L <= way.P * way.tile.N < L + 16 * way.tile.N
             continue
+        if isinstance(way, configs.Nested):
+            assert L <= way.P * way.tile.N < 2 * L
+            continue
         assert way.count * way.hop >= L
         if way.whole:
             assert L <= way.tile.N
@@ -312,7 +356,11 @@ def test_choices_that_matter():
         return configs.ways(rows, L, K, 0, torch.bfloat16, limit * 1024)[0]
 
     assert choose(8192, 8192).whole
-    assert isinstance(choose(8192, 8192, 99), configs.Outer)
+    assert choose(8192, 8192, 99).P == 4  # no tile of 8,192 points fits: four of 2,048
+    for limit in (64, 99, 163, 227):  # FFTs of 32K points stay on the chip of any device
+        assert isinstance(choose(16_384, 16_384, limit), configs.Nested)
+    # By the estimate three kernels are as good for rows twice as long; which is faster is for LONGCONV_TUNE to say.
+    assert "nested 16" in " ".join(way.name for way in configs.ways(64, 32_768, 32_768, 0, torch.bfloat16, 227 * 1024))
     assert choose(4096, 4096, 99).tile.N == 4096
     assert choose(2**20, 64).pieces == 1
     assert isinstance(choose(2**20, 2**20), configs.Outer)
@@ -345,7 +393,8 @@ def test_a_measured_way_is_taken(monkeypatch, tmp_path):
     assert len(asked) == len(configs.ways(2, 700, 40, 0, torch.float32, 227 * 1024))
     launched = []
     monkeypatch.setattr(conv.fused_run, "forward", lambda rows, cut, *_: launched.append(cut.name))
-    monkeypatch.setattr(conv.long_run, "forward", lambda rows, filter, *_: launched.append(filter.outer.tile.name))
+    for module in (conv.long_run, conv.nested_run):
+        monkeypatch.setattr(module, "forward", lambda rows, filter, *_: launched.append(filter.outer.tile.name))
     fft_conv(torch.randn(2, 1, 800), torch.randn(1, 40), impl="triton")
     assert len(launched) == 1
     assert launched[0] in last.name

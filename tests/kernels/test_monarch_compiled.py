@@ -6,20 +6,30 @@ import torch
 from longconv.kernels.gpu import TARGETS, Config, case_of, compile_all, table
 
 pytest.importorskip("triton")
-from longconv.kernels.fftconv.monarch import configs, fused_run, long_run, triton_fused, triton_long
+from longconv.kernels.fftconv.monarch import (
+    configs,
+    fused_run,
+    long_run,
+    nested_run,
+    triton_fused,
+    triton_long,
+    triton_nested,
+)
 
 # Bytes of a thread that may go through local memory, by element size. All gradients at once need the most: two spectra,
 # the filter's and a sum of spectra; float32 products take three times the operands. What cannot be placed takes more.
 SPILL_BUDGET = {"convolve": (160, 800), "correlate": (64, 1800), "backward": (640, 1300), "inner": (700, 2100)}
-SPILL_BUDGET |= {"outer": (160, 200), "outer_inverse": (64, 200)}
-KERNELS = {
-    name: getattr(module, name)
-    for module, names in (
-        (triton_fused, ("convolve_kernel", "correlate_kernel", "backward_kernel")),
-        (triton_long, ("outer_kernel", "inner_kernel", "outer_inverse_kernel")),
-    )
-    for name in names
-}
+SPILL_BUDGET |= {"outer": (160, 200), "outer_inverse": (64, 200), "nested": (440, 64), "nested_correlate": (160, 64)}
+KERNELS = [
+    (triton_fused, "convolve_kernel"),
+    (triton_fused, "correlate_kernel"),
+    (triton_fused, "backward_kernel"),
+    (triton_nested, "nested_kernel"),
+    (triton_nested, "nested_correlate_kernel"),
+    (triton_long, "outer_kernel"),
+    (triton_long, "inner_kernel"),
+    (triton_long, "outer_inverse_kernel"),
+]
 B, D = 64, 768
 recorded = pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on a GPU are launched, not recorded")
 # Constants that a label need not name.
@@ -47,11 +57,10 @@ class Recorder:
 def record(monkeypatch):
     def record(dtype, run, label, target):
         cases = []
-        for name, kernel in KERNELS.items():
-            module = triton_fused if hasattr(triton_fused, name) else triton_long
-            monkeypatch.setattr(module, name, Recorder(kernel, cases, f"{label} {str(dtype)[6:]}"))
+        for module, name in KERNELS:
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), cases, f"{label} {str(dtype)[6:]}"))
         if target.backend == "hip":
-            for module in (fused_run, long_run):
+            for module in (fused_run, long_run, nested_run):
                 monkeypatch.setattr(module, "precision", lambda dtype: "ieee")
         run()
         monkeypatch.undo()
@@ -108,6 +117,23 @@ def long_cases(record, tile, dtype, target):
     return record(dtype, run, f"{tile.N1}x{tile.R}x{tile.N2}", target)
 
 
+def nested_cases(record, cut, dtype, target):
+    tile, L = cut.tile, cut.P * cut.tile.N
+    taps = (torch.empty(D, 1, device="meta"), torch.empty(D, 0, device="meta"))
+
+    def run():
+        outer = long_run.outer_tables(tile, cut.P, torch.float32, torch.device("meta"))
+        u = y = rows_of(L, dtype)
+        rows = fused_run.Rows(B, L)
+        filter = long_run.TwoSided(taps, outer)
+        nested_run.forward(rows, filter, u, u, y, u)
+        kf, scale = filter.planes(slice(0, D), dtype)
+        nested_run.convolve(rows, outer, kf, scale, u, u, [(y, u), (y, u)], adjoint=True)
+        nested_run.correlate(rows, outer, u, u, u, u)
+
+    return record(dtype, run, f"{cut.P}x{tile.N1}x{tile.N2} w{tile.warps}", target)
+
+
 def check(cases_of_targets):
     reports = []
     for target, cases in cases_of_targets:
@@ -124,7 +150,13 @@ def cases_for(record, target, dtype, largest_only=False):
     """Everything that is launched on a target in some dtype, or with its largest tiles only."""
     fitting = configs.tiles(dtype, target.shared_limit)
     inner = configs.tiles(dtype, target.shared_limit, configs.INNER_TILES)
+    nested = {}  # for each P, what is taken on that target
+    for tile, P in configs.NESTED[dtype.itemsize]:
+        if tile.shared <= target.shared_limit:
+            nested.setdefault(P, configs.Nested(tile, P))
     cases = []
+    for P in sorted(nested)[-1:] if largest_only else sorted(nested):
+        cases += nested_cases(record, nested[P], dtype, target)
     for tile in fitting[-1:] if largest_only else fitting:
         cases += fused_cases(record, tile, dtype, target)
     for tile in inner[-1:] if largest_only else inner:

@@ -76,6 +76,22 @@ INNER_TILES = {
 }
 
 
+# For rows of P tiles that stay on the chip: the tile and P. A thread keeps what has been summed of a row besides.
+NESTED = {
+    2: (
+        (Tile(64, 1, 32, 4, 40 * KB), 4),
+        (Tile(64, 1, 32, 8, 72 * KB), 8),
+        (Tile(64, 1, 32, 4, 40 * KB), 8),  # AMD's threads have 512 registers
+        (Tile(64, 1, 32, 8, 72 * KB), 16),
+    ),
+    4: (
+        (Tile(16, 1, 32, 4, 32 * KB), 4),
+        (Tile(16, 1, 32, 4, 32 * KB), 8),
+        (Tile(16, 1, 32, 4, 32 * KB), 16),
+    ),
+}
+
+
 def tiles(dtype: torch.dtype, shared_limit: int, table: dict[int, tuple[Tile, ...]] = TILES) -> tuple[Tile, ...]:
     """The tiles that fit a device, one for each size of transform, by size."""
     fitting: dict[int, Tile] = {}
@@ -110,6 +126,19 @@ class Frames:
     def whole(self) -> bool:
         """Whether a row is one frame."""
         return self.count == 1 and self.hop == self.tile.N
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Rows as P tiles in registers, P a power of two; see `triton_nested.py`."""
+
+    tile: Tile
+    P: int
+
+    @property
+    def name(self) -> str:
+        """What kind of cut it is."""
+        return f"nested {self.P} x {self.tile.name}"
 
 
 @dataclass(frozen=True)
@@ -154,11 +183,18 @@ def _up(n: int) -> int:
 # H100): reading and writing gated half-precision rows once, or three times with spectra between the kernels of a long
 # one; and the preparation of a filter's point, a dozen passes in float32.
 ONE_PASS, THREE_PASSES, FILTER_POINT = 1000, 2800, 8000
+# Of each tile that a nested outer DFT sums over: eight operations of the ordinary units, 33 T a second.
+NESTED_TILE = 130
+
+Way = Frames | Nested | Outer
 
 
-def _cost(cut: Frames | Outer, rows: int) -> float:
+def _cost(cut: Way, rows: int) -> float:
     """Of one row, when the filter is used for `rows` of them."""
     N1, N2 = cut.tile.N1, cut.tile.N2
+    if isinstance(cut, Nested):
+        n = cut.P * cut.tile.N
+        return n * (NESTED_TILE * cut.P + 16 * (N1 + N2) + ONE_PASS + FILTER_POINT / rows)
     if isinstance(cut, Outer):
         n = cut.P * cut.tile.N
         return n * (8 * cut.P + 16 * (N1 + N2) + THREE_PASSES + FILTER_POINT / rows)
@@ -167,21 +203,23 @@ def _cost(cut: Frames | Outer, rows: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def ways(
-    rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared_limit: int
-) -> tuple[Frames | Outer, ...]:
+def ways(rows: int, L: int, K: int, K_reverse: int, dtype: torch.dtype, shared_limit: int) -> tuple[Way, ...]:
     """How `rows` rows of L samples can be convolved with each filter, of K and K_reverse <= L lags; the cheapest first.
 
     Behind those with the preferred tiles come those with other tiles of the first one's size, for a trial.
     """
     fitting = tiles(dtype, shared_limit)
-    found: list[Frames | Outer] = []
+    found: list[Way] = []
     found += [whole_row(tile) for tile in fitting if tile.N >= L][:1]
     found += [frames(tile, L, K, K_reverse) for tile in fitting if K + K_reverse <= 4 * tile.N and tile.N < L]
+    nested = [Nested(*spec) for spec in NESTED[dtype.itemsize] if spec[0].shared <= shared_limit]
+    found += [way for way in nested if way.P * way.tile.N // 2 < L <= way.P * way.tile.N][:1]
     if L > fitting[-1].N:
         found += [Outer(t, _time_rows(L, t)) for t in tiles(dtype, shared_limit, INNER_TILES) if t.N >= 1024]
     found.sort(key=lambda way: _cost(way, rows))
     best = found[0]
+    if isinstance(best, Nested):
+        return tuple(found)
     table = INNER_TILES if isinstance(best, Outer) else TILES
     others = [tile for tile in table[dtype.itemsize] if tile.N == best.tile.N and tile.shared <= shared_limit]
     # By name: a tile may be in the table twice, for devices with different room.

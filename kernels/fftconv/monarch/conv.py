@@ -17,8 +17,8 @@ from longconv.kernels import gpu
 from longconv.kernels.gpu import Config, shared_memory_limit
 
 from ..blocked import empty_gradients
-from . import fused_run, long_run
-from .configs import Frames, Outer, ways
+from . import fused_run, long_run, nested_run
+from .configs import Nested, Outer, Way, ways
 from .fused_run import Rows
 
 
@@ -38,9 +38,11 @@ def conv_forward(
     for rows in _groups(u, ends, circular):
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
 
-        def run(cut: Frames | Outer, rows: Rows = rows, taps: tuple[Tensor, Tensor] = taps) -> None:
+        def run(cut: Way, rows: Rows = rows, taps: tuple[Tensor, Tensor] = taps) -> None:
             if isinstance(cut, Outer):
                 long_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
+            elif isinstance(cut, Nested):
+                nested_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
             else:
                 fused_run.forward(rows, cut, taps, u, pre, y, post)
 
@@ -77,6 +79,8 @@ def conv_backward(
         arguments = (u, pre, dy, post, du, dpre, dpost, needs_filter)
         if isinstance(cut, Outer):
             found = long_run.backward(rows, _spectrum(cut, taps, u), *arguments)
+        elif isinstance(cut, Nested):
+            found = nested_run.backward(rows, _spectrum(cut, taps, u), *arguments)
         else:
             found = fused_run.backward(rows, cut, taps, *arguments)
         if found is not None:
@@ -84,9 +88,7 @@ def conv_backward(
     return grads
 
 
-def _choose(
-    u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor], run: Callable[[Frames | Outer], None] | None = None
-) -> Frames | Outer:
+def _choose(u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor], run: Callable[[Way], None] | None = None) -> Way:
     """The cheapest way, or the one that was fastest when such sizes were measured; `run` takes a way, for measuring."""
     K, K_reverse = (side.shape[1] for side in taps)
     limit = shared_memory_limit(u.device)
@@ -98,8 +100,10 @@ def _choose(
     return named[choice.constants["way"]]
 
 
-def _spectrum(cut: Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:
-    return long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, u.dtype, u.device))
+def _spectrum(cut: Nested | Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:
+    # The outer DFT is a product of the matrix units, or sums in float32.
+    dtype = u.dtype if isinstance(cut, Outer) else torch.float32
+    return long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, dtype, u.device))
 
 
 @overload

@@ -116,7 +116,7 @@ def convolve(
     """
     tile, D = _narrow(cut.tile, u, pre, *(x for output in outputs for x in output)), u.shape[1]
     (y, post), (y2, post2) = outputs[0], outputs[1] if len(outputs) > 1 else (outputs[0][0], None)
-    parts, per_part = _split(rows.count, tile.R, D * cut.count)
+    parts, per_part = split(rows.count, tile.R, D * cut.count)
     from .triton_fused import convolve_kernel
 
     with on_device_of(u):
@@ -136,7 +136,7 @@ def correlate(
     """The spectra of the filter's gradients: (parts, pieces, D, 2, N1, N2) float32."""
     tile, D = _narrow(cut.tile, u, pre, dy, post), u.shape[1]
     tiles = -(-rows.count // tile.R) * cut.count
-    parts, per_part = _split(tiles, 1, D * cut.pieces)
+    parts, per_part = split(tiles, 1, D * cut.pieces)
     g = torch.empty(parts, cut.pieces, D, 2, tile.N1, tile.N2, dtype=torch.float32, device=u.device)
     from .triton_fused import correlate_kernel
 
@@ -167,7 +167,7 @@ def backward_of_rows(
 ) -> Tensor | None:
     """All gradients of whole rows: write those that are given, and return the filter's spectrum as `correlate` does."""
     D, tile = u.shape[1], _narrow(tile, u, pre, dy, post)
-    parts, per_part = _split(rows.count, tile.R, D)
+    parts, per_part = split(rows.count, tile.R, D)
     g = None
     if needs_filter:
         g = torch.empty(parts, 1, D, 2, tile.N1, tile.N2, dtype=torch.float32, device=u.device)
@@ -209,7 +209,7 @@ def strides(x: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 1) if x is None else x.stride()
 
 
-def _split(rows: int, R: int, others: int) -> tuple[int, int]:
+def split(rows: int, R: int, others: int) -> tuple[int, int]:
     """Split rows into parts, so that there are enough programs: (parts, rows of a part, a multiple of R)."""
     tiles = -(-rows // R)
     wanted = min(tiles, max(1, math.ceil(PROGRAMS / max(others, 1))))

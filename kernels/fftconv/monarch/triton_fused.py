@@ -13,21 +13,7 @@ import triton
 import triton.language as tl
 
 # Counts are not specialised (`do_not_specialize`): whether a batch is a multiple of 16 is not worth a compilation.
-from .triton_stages import forward, inverse
-
-
-@triton.jit
-def _tables(f1, f2, N1: tl.constexpr, N2: tl.constexpr):
-    """Load F1 (2, N1, N1) and F2 (2, N2, N2)."""
-    i1 = tl.arange(0, N1)
-    i2 = tl.arange(0, N2)
-    at1 = i1[:, None] * N1 + i1[None, :]
-    at2 = i2[:, None] * N2 + i2[None, :]
-    f1r = tl.load(f1 + at1)
-    f1i = tl.load(f1 + N1 * N1 + at1)
-    f2r = tl.load(f2 + at2)
-    f2i = tl.load(f2 + N2 * N2 + at2)
-    return f1r, f1i, f2r, f2i
+from .triton_stages import forward, inverse, matrices
 
 
 @triton.jit
@@ -89,7 +75,7 @@ def convolve_kernel(
     part = program % parts
     frame = program // parts % frames
     d = (program // parts // frames).to(tl.int64)
-    f1r, f1i, f2r, f2i = _tables(f1, f2, N1, N2)
+    f1r, f1i, f2r, f2i = matrices(f1, f2, N1, N2)
     gain = tl.load(scale + d)
     i = tl.arange(0, N1)[:, None] * N2 + (tl.arange(0, R * N2) % N2)[None, :]
     out = frame * hop + i - left
@@ -159,7 +145,7 @@ def correlate_kernel(
     d = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
     piece = tl.program_id(1)
-    f1r, f1i, f2r, f2i = _tables(f1, f2, N1, N2)
+    f1r, f1i, f2r, f2i = matrices(f1, f2, N1, N2)
     i = tl.arange(0, N1)[:, None] * N2 + (tl.arange(0, R * N2) % N2)[None, :]
     gr = tl.zeros((N1 * R, N2), tl.float32)
     gi = tl.zeros((N1 * R, N2), tl.float32)
@@ -207,7 +193,7 @@ def backward_kernel(
     """
     d = (tl.program_id(0) // parts).to(tl.int64)
     part = tl.program_id(0) % parts
-    f1r, f1i, f2r, f2i = _tables(f1, f2, N1, N2)
+    f1r, f1i, f2r, f2i = matrices(f1, f2, N1, N2)
     gain = tl.load(scale + d)
     t = tl.arange(0, N1)[:, None] * N2 + (tl.arange(0, R * N2) % N2)[None, :]
     gr = tl.zeros((N1 * R, N2), tl.float32)

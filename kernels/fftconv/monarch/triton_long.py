@@ -15,7 +15,7 @@ host (`long_run.py`): a shifted DFT of all frequencies, or some rows of an ordin
 import triton
 import triton.language as tl
 
-from .triton_stages import forward_complex, inverse_complex
+from .triton_stages import forward_complex, inverse_complex, matrices
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def outer_inverse_kernel(
 
 
 @triton.jit
-def _outer_twiddles(wa, wb, j, J, M1: tl.constexpr, R: tl.constexpr, M2: tl.constexpr):
+def outer_twiddles(wa, wb, j, J, M1: tl.constexpr, R: tl.constexpr, M2: tl.constexpr):
     """exp(-2 pi i (j1 + shift) m / N) for the m of a tile, as a product over its two digits: (M1, R M2) planes."""
     m1 = tl.arange(0, M1)
     m2 = tl.arange(0, R * M2) % M2
@@ -125,7 +125,7 @@ def _load_spectrum(
     """The inner DFT of a tile of s."""
     xr = tl.load(s + at, mask, 0.0).to(tl.float32)
     xi = tl.load(s + J * M1 * M2 + at, mask, 0.0).to(tl.float32)
-    wr, wi = _outer_twiddles(wa, wb, j, J, M1, R, M2)
+    wr, wi = outer_twiddles(wa, wb, j, J, M1, R, M2)
     return forward_complex(
         xr * wr - xi * wi, xr * wi + xi * wr, f1r, f1i, w, f2r, f2i, M1, R, M2, PRECISION
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _store_inverse(
 ):  # fmt: skip
     """Undo `_load_spectrum`."""
     xr, xi = inverse_complex(cr, ci, f1r, f1i, w, f2r, f2i, M1, R, M2, PRECISION)
-    wr, wi = _outer_twiddles(wa, wb, j, J, M1, R, M2)
+    wr, wi = outer_twiddles(wa, wb, j, J, M1, R, M2)
     tl.store(s + at, (xr * wr + xi * wi).to(s.dtype.element_ty), mask)
     tl.store(s + J * M1 * M2 + at, (xi * wr - xr * wi).to(s.dtype.element_ty), mask)
 
@@ -162,12 +162,7 @@ def inner_kernel(
     j = tl.program_id(1)
     i1 = tl.arange(0, M1)
     i2 = tl.arange(0, M2)
-    at1 = i1[:, None] * M1 + i1[None, :]
-    at2 = i2[:, None] * M2 + i2[None, :]
-    f1r = tl.load(f1 + at1)
-    f1i = tl.load(f1 + M1 * M1 + at1)
-    f2r = tl.load(f2 + at2)
-    f2i = tl.load(f2 + M2 * M2 + at2)
+    f1r, f1i, f2r, f2i = matrices(f1, f2, M1, M2)
     column = tl.arange(0, R * M2)
     r = column // M2
     size = 2 * J * M1 * M2

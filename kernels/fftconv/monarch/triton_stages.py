@@ -25,6 +25,20 @@ import triton.language as tl
 
 
 @triton.jit
+def matrices(f1, f2, N1: tl.constexpr, N2: tl.constexpr):
+    """Load F1 (2, N1, N1) and F2 (2, N2, N2)."""
+    i1 = tl.arange(0, N1)
+    i2 = tl.arange(0, N2)
+    at1 = i1[:, None] * N1 + i1[None, :]
+    at2 = i2[:, None] * N2 + i2[None, :]
+    f1r = tl.load(f1 + at1)
+    f1i = tl.load(f1 + N1 * N1 + at1)
+    f2r = tl.load(f2 + at2)
+    f2i = tl.load(f2 + N2 * N2 + at2)
+    return f1r, f1i, f2r, f2i
+
+
+@triton.jit
 def twiddles(w, N1: tl.constexpr, R: tl.constexpr, N2: tl.constexpr):
     """Load w (2, N1, N2), repeated for the R rows of a tile. They come from the L1 cache where they are used: to keep
     them would take a quarter of the registers."""
