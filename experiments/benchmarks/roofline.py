@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from longconv.kernels.fftconv.monarch.configs import Frames, Outer, ways
+from longconv.kernels.fftconv.monarch.configs import Nested, Outer, Way, ways
 
 from .gpu_points import Point
 from .harness import time_call
@@ -82,9 +82,11 @@ def work(point: Point, mode: Mode, shared_limit: int) -> Work:
     return Work(forward.bytes + tensors * row + 2 * filters, forward.flops + transforms * there_and_back / 2)
 
 
-def round_trip(cut: Frames | Outer) -> float:
-    """Operations to transform one row and back; see `configs.py` and `stages.py` for the products."""
+def round_trip(cut: Way) -> float:
+    """Operations of the matrix units to transform a row and back; see `configs.py` and `triton_stages.py`."""
     N1, N2 = cut.tile.N1, cut.tile.N2
+    if isinstance(cut, Nested):  # its outer DFT is summed by the ordinary units
+        return float(cut.P * cut.tile.N * 16 * (N1 + N2))
     if isinstance(cut, Outer):
         return float(cut.P * cut.tile.N * (8 * cut.P + 16 * (N1 + N2)))
     return cut.count * (1 + cut.pieces) / 2 * cut.tile.N * (8 * N1 + 16 * N2)

@@ -29,7 +29,7 @@ from longconv.experiments.benchmarks.report import MODES, Timing
 from longconv.experiments.benchmarks.roofline import Rates, Work
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference
-from longconv.kernels.fftconv.monarch.configs import Frames, Outer, Tile, whole_row
+from longconv.kernels.fftconv.monarch.configs import Frames, Nested, Outer, Tile, whole_row
 from longconv.kernels.gpu import interpreting
 
 CPU = torch.device("cpu")
@@ -115,6 +115,8 @@ def test_round_trips():
     assert roofline.round_trip(Frames(tile, 1024, 1024, 0, 5, pieces=3)) == 2 * 5 * 2048 * (8 * 64 + 16 * 32)
     # the outer DFT is real too, and all of the inner one is complex
     assert roofline.round_trip(Outer(tile, 48)) == 48 * 2048 * (8 * 48 + 16 * 64 + 16 * 32)
+    # one of a few tiles is not a matrix product
+    assert roofline.round_trip(Nested(tile, 8)) == 8 * 2048 * (16 * 64 + 16 * 32)
 
 
 def test_work(monkeypatch):

@@ -7,7 +7,9 @@ import torch
 from gpu_cases import DTYPES, at_each_place, check, compare, make, run
 
 from longconv.functional import fft_conv
+from longconv.kernels.fftconv.monarch import configs, conv
 from longconv.kernels.fftconv.op import fft_conv_op
+from longconv.kernels.gpu import shared_memory_limit
 
 HALF = {"cpu": torch.float16, "cuda": torch.bfloat16}  # the interpreter multiplies bfloat16 wrongly
 ANYWHERE = at_each_place([None], [None])
@@ -99,6 +101,18 @@ def test_strides(place, case, layout):
     x["k"] = (torch.randn(K, D, device=place) / K**0.5).mT.requires_grad_()
     assert not (x["u"].is_contiguous() and x["k"].is_contiguous())
     check(x, dy=strided("every other"))
+
+
+@at_each_place([(700, torch.float32)], [(L, dtype) for L in (4000, 8191, 16_384, 32_767) for dtype in DTYPES])
+def test_every_way_to_cut_a_row(monkeypatch, place, case):
+    """Not only the one that is estimated to be the cheapest: `LONGCONV_TUNE=1` may take any of them."""
+    L, dtype = case
+    x = make(place, 3, 5, L, L, dtype, 40, "gates", "skip")
+    ways = configs.ways(3, L, L, 40, dtype, shared_memory_limit(torch.device(place)))
+    assert len(ways) > 1
+    for way in ways:
+        monkeypatch.setattr(conv, "ways", lambda *sizes, way=way: (way,))
+        check(x)
 
 
 @at_each_place([300], [300, 4096, 30_000])
