@@ -82,7 +82,7 @@ NESTED = {
         (Tile(64, 1, 32, 4, 40 * KB), 4),
         (Tile(64, 1, 32, 8, 72 * KB), 8),
         (Tile(64, 1, 32, 4, 40 * KB), 8),  # AMD's threads have 512 registers
-        (Tile(64, 1, 32, 8, 72 * KB), 16),
+        (Tile(64, 1, 32, 8, 96 * KB), 16),
     ),
     4: (
         (Tile(16, 1, 32, 4, 32 * KB), 4),
