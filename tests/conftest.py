@@ -40,7 +40,8 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill `torch.empty` and friends with NaN, so that an element nobody wrote is seen."""
+    """Fill `torch.empty` and its like with NaN, so that an element nobody wrote is seen."""
+    from longconv.kernels.fftconv import scratch
 
     def poison(make):
         def wrapped(*args, **kwargs):
@@ -51,8 +52,8 @@ def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return wrapped
 
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+    for module, name in ((torch, "empty"), (torch, "empty_like"), (scratch, "empty")):
+        monkeypatch.setattr(module, name, poison(getattr(module, name)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import scratch
 from .plan import CircularPlan, Plan, make_plan
 
 # Complex points in a block: large enough to hide the cost of setting up an FFT, small enough for the cache (measured on
@@ -37,9 +38,9 @@ def conv_forward(
             at = (batch, channels)
             v = gated(u, pre_gate, at, dtype)
             if skip is None and post_gate is None:
-                plan.inverse(plan.forward(v).mul_(kf), y[at])
+                plan.inverse(plan.forward(v, slot="rows").mul_(kf), y[at])
                 continue
-            out = plan.inverse(plan.forward(v).mul_(kf), torch.empty_like(v))
+            out = plan.inverse(plan.forward(v, slot="rows").mul_(kf), _rows_like(v, "output"))
             if skip is not None:
                 out.addcmul_(skip[channels, None].to(dtype), v)
             if post_gate is not None:
@@ -74,7 +75,7 @@ def conv_backward(
         kf = _kernel_spectrum(plan, k, k_reverse, channels, L, dtype)
         weight = None if skip is None else skip[channels, None].to(dtype)
         # The conjugate of the gradient's spectrum: that of dc comes for free, where that of u would have to be taken.
-        filter_grad = torch.zeros_like(kf) if needs_filter else None
+        filter_grad = scratch.empty("filter gradient", kf.shape, kf.dtype, kf.device).zero_() if needs_filter else None
         skip_grad = torch.zeros(kf.shape[0], dtype=dtype, device=u.device)
         for batch in batches:
             at = (batch, channels)
@@ -83,14 +84,15 @@ def conv_backward(
             if needs_skip:
                 skip_grad += (dc * v).sum(2).sum(0)  # pairwise: a dot product over a long row would lose digits
             if needs_filter or needs_post:
-                vf = plan.forward(v)
+                vf = plan.forward(v, slot="rows")
             if needs_post:
-                c = plan.inverse(vf * kf, torch.empty_like(v))
+                product = scratch.empty("product", vf.shape, vf.dtype, vf.device)
+                c = plan.inverse(torch.mul(vf, kf, out=product), _rows_like(v, "output"))
                 c = c if weight is None else c.addcmul_(weight, v)
                 dpost[at].copy_(c.mul_(dy[at]))
             if not (needs_filter or needs_dv):
                 continue
-            dcf = plan.forward(dc, conj=True)
+            dcf = plan.forward(dc, conj=True, slot="gradients")
             if filter_grad is not None:
                 if vf.shape[0] == 1:
                     filter_grad.addcmul_(vf[0], dcf[0])
@@ -98,7 +100,7 @@ def conv_backward(
                     filter_grad += vf.mul_(dcf).sum(0)
             if needs_dv:
                 direct = needs_u and not needs_pre and pre_gate is None and weight is None
-                dv = plan.inverse(dcf.mul_(kf), du[at] if direct else torch.empty_like(v), conj=True)
+                dv = plan.inverse(dcf.mul_(kf), du[at] if direct else _rows_like(v, "output"), conj=True)
                 if direct:
                     continue
                 dv = dv if weight is None else dv.addcmul_(weight, dc)
@@ -165,11 +167,15 @@ def gated(x: Tensor, gate: Tensor | None, at: tuple[slice, slice], dtype: torch.
     return x if gate is None else x * gate[at].to(dtype)
 
 
+def _rows_like(v: Tensor, slot: str) -> Tensor:
+    return scratch.empty(slot, v.shape, v.dtype, v.device)
+
+
 def _kernel_spectrum(
     plan: Plan, k: Tensor, k_reverse: Tensor | None, channels: slice, L: int, dtype: torch.dtype
 ) -> Tensor:
     """Spectrum of the two-sided kernel. A tap at lag -s has the conjugate phase of one at lag s, since |z| = 1."""
-    kf = plan.forward(_fold(k[channels].to(dtype), L, plan))
+    kf = plan.forward(_fold(k[channels].to(dtype), L, plan), slot="filter")
     if k_reverse is not None:
         lags = torch.nn.functional.pad(k_reverse[channels].to(dtype), (1, 0))
         kf += plan.forward(_fold(lags, L, plan), conj=True)

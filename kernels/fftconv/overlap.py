@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..shortconv.direct import correlate
-from . import direct, halo
+from . import direct, halo, scratch
 from .blocked import compute_dtype, empty_gradients
 from .fft import irfft, rfft
 from .halo import Block
@@ -187,26 +187,22 @@ def _convolve(
             taps[:, N - frames.past - frames.future : N - frames.past] = k_reverse[channels].flip(1)
         spectrum_DF = rfft(taps).mul_(1 / N)
         weight = None if skip is None else skip[channels, None, None].to(dtype)
-        room: dict[torch.Size, tuple[Tensor, Tensor]] = {}  # results of the transforms, used again by the next block
         for batch, times in blocks:
             at = (batch, channels, times)
-            write(at, _filtered(_framed(x, gate, at, frames, circular, dtype), spectrum_DF, weight, frames, room))
+            write(at, _filtered(_framed(x, gate, at, frames, circular, dtype), spectrum_DF, weight, frames))
 
 
-def _filtered(
-    framed: Tensor,
-    spectrum_DF: Tensor,
-    weight: Tensor | None,
-    frames: Frames,
-    room: dict[torch.Size, tuple[Tensor, Tensor]],
-) -> Tensor:
-    there, back = room.get(framed.shape, (None, None))
-    X = rfft(framed, there)
-    c = irfft(X.mul_(spectrum_DF[:, None]), frames.N, back)
-    if not room:
-        room[framed.shape] = X, c
-    c = c[..., : frames.S]
+def _filtered(framed: Tensor, spectrum_DF: Tensor, weight: Tensor | None, frames: Frames) -> Tensor:
+    """Valid until the next call."""
+    X = _transformed(framed, "frame spectra")
+    back = scratch.empty("filtered frames", framed.shape, framed.dtype, framed.device)
+    c = irfft(X.mul_(spectrum_DF[:, None]), frames.N, back)[..., : frames.S]
     return c if weight is None else c.addcmul_(weight, framed[..., frames.past : frames.past + frames.S])
+
+
+def _transformed(frames: Tensor, slot: str) -> Tensor:
+    shape, dtype = (*frames.shape[:-1], frames.shape[-1] // 2 + 1), frames.dtype.to_complex()
+    return rfft(frames, scratch.empty(slot, shape, dtype, frames.device))
 
 
 def _in_a_row(frames: Tensor, like: Tensor) -> Tensor:
@@ -259,7 +255,8 @@ def _correlated(
             here = framed[..., frames.past : frames.past + S] * padded[..., :S]
             products = products + here.sum(-1).sum(-1).sum(0)
         # Sample i of a frame of v is i - past steps after the first one of the gradient: result i is lag past - i.
-        spectrum_DF = spectrum_DF + rfft(padded).conj_physical_().mul_(rfft(framed)).sum(0).sum(1)
+        Z = _transformed(padded, "frame spectra").conj_physical_()
+        spectrum_DF = spectrum_DF + Z.mul_(_transformed(framed, "other frame spectra")).sum(0).sum(1)
     if frames.direct:
         return lags.flip(1), lags[:, frames.past]
     lags = irfft(spectrum_DF, N).mul_(1 / N)[:, : frames.past + frames.future + 1]
@@ -267,18 +264,21 @@ def _correlated(
 
 
 def _framed(x: Tensor, gate: Tensor | None, at: Block, frames: Frames, circular: bool, dtype: torch.dtype) -> Tensor:
-    """Return the frames (B, D, J, N) of v = gate * x over a block of time, as overlapping views of its rows."""
+    """Return the frames (B, D, J, N) of v = gate * x over a block of time, as overlapping views of its rows.
+
+    Valid until the next call.
+    """
     past, future, S = frames.past, frames.future, frames.S
     B, D, T = (part.stop - part.start for part in at)
     J = frames.count(T, 1 if circular else B * D)
     if circular or future or B * D == 1 or J == 1 or frames.direct:
-        rows = torch.empty(B, D, J * S + past + future, dtype=dtype, device=x.device)
+        rows = scratch.empty("frames", (B, D, J * S + past + future), dtype, x.device)
         halo.fill(rows[..., : T + past + future], x, gate, at, past, future, circular)
         rows[..., T + past + future :].zero_()
         return rows.unfold(-1, frames.N, S)
     # Rows J S samples apart make all frames equally far from each other, so that they are transformed without a copy.
     # The last frame of a row then sees the first samples of the next, but these are the zeros before it.
-    flat = torch.empty(B * D * J * S + past, dtype=dtype, device=x.device)
+    flat = scratch.empty("frames", (B * D * J * S + past,), dtype, x.device)
     flat[B * D * J * S :].zero_()
     rows = flat[: B * D * J * S].view(B, D, J * S)
     halo.fill(rows[..., : past + T], x, gate, at, past, 0, False)

@@ -23,6 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from . import scratch
 from .fft import fft_, ifft_, irfft, keeps_setup, rfft
 
 # Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored, with inner FFTs of up to
@@ -58,7 +59,7 @@ class CircularPlan:
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+    def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
         X = rfft(x if x.shape[-1] == self.n else torch.nn.functional.pad(x, (0, self.n - x.shape[-1])))
         return X.conj_physical_() if conj else X
@@ -84,13 +85,19 @@ class RightAnglePlan:
             part.copy_(_unit_circle(sign * t.double() / (4 * self.n), self.dtype, self.device))
         return table.div_(self.n) if inverse else table
 
-    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+    def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
         m, psi = x.shape[-1], self.turn(self.n, conj, False)
-        z = torch.empty((*x.shape[:-1], self.n), dtype=psi.dtype, device=psi.device)  # contiguous, whatever x is
+        z = self._room(x, slot)
         z[..., :m].copy_(x).mul_(psi[:m])
         z[..., m:].zero_()
         return ifft_(z) if conj else fft_(z)
+
+    def _room(self, x: Tensor, slot: str | None) -> Tensor:
+        shape, dtype = (*x.shape[:-1], self.n), self.dtype.to_complex()  # contiguous, whatever x is
+        if slot is None:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return scratch.empty(slot, shape, dtype, self.device)
 
     def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
         """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
@@ -111,10 +118,9 @@ class LongRightAnglePlan(RightAnglePlan):
         angle = -math.pi / 2 * self.half / n
         self.psi_half = complex(math.cos(angle), math.sin(angle))
 
-    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+    def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """As `RightAnglePlan.forward`."""
-        m = x.shape[-1]
-        z = torch.empty((*x.shape[:-1], self.n), dtype=self.dtype.to_complex(), device=self.device)
+        m, z = x.shape[-1], self._room(x, slot)
         used = self._multiply_(z[..., :m].copy_(x))
         z[..., m:].zero_()
         if conj:
@@ -152,7 +158,7 @@ class MonarchPlan:
         turns = -f1[:, None] * t2 / self.n - t2 / (4 * self.n)
         self.twiddle = _with_conjugate(_unit_circle(turns, dtype, device))  # (N1, N2)
 
-    def forward(self, x: Tensor, conj: bool = False) -> Tensor:
+    def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """Transform x (..., m <= n), zero-extended, into factored order; with `conj` the conjugate of that."""
         used = -(-x.shape[-1] // self.N2)  # rows of N2 samples that are not padding
         rows = x.shape[:-1].numel()
