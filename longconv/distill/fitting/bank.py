@@ -122,6 +122,13 @@ def widen(x: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
+def compact(poles: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the modes that are used to the front of each row of (D, N), and drop columns that are left to nobody."""
+    index = used.long().argsort(dim=-1, descending=True, stable=True)
+    index = index[:, : int(used.sum(-1).max()) if len(used) else 0]
+    return poles.gather(-1, index), used.gather(-1, index)
+
+
 def count_states(poles: Tensor, used: Tensor) -> Tensor:
     """Real states (D,) of modes (D, N): 2 for a conjugate pair, 1 for a real pole."""
     return torch.where(used, 1 + (poles.imag != 0).long(), 0).sum(-1)
@@ -163,4 +170,4 @@ def map_parallel(function: Callable[[Tensor], T], pieces: Sequence[Tensor]) -> l
 def pieces_of(k: Tensor) -> tuple[Tensor, ...]:
     """Split a bank (D, L) for `map_parallel`."""
     # Sizes depend on D alone, so that the result does not depend on the number of threads.
-    return k.split(max(8, min(64, -(-len(k) // 8))))
+    return k.split(max(8, min(144, -(-len(k) // 6))))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .bank import Bank, count_states, widen
+from .bank import Bank, compact, count_states, widen
 from .hankel import era, expected_error, offer_era
 from .polish import polish
 from .pursuit import pursue
@@ -71,6 +71,6 @@ def best(bank: Bank, rows: Tensor, order: Tensor, *, tol: float | None = None, s
             start[contested], error[contested] = descend(contested, start, used, _TRIAL)
             other[contested], other_error[contested] = descend(contested, other, other_used, _TRIAL)
         better = (other_error < error)[:, None]
-        start, used = torch.where(better, other, start), torch.where(better, other_used, used)
+        start, used = compact(torch.where(better, other, start), torch.where(better, other_used, used))
     if len(rows):
         bank.offer(rows, descend(torch.arange(len(rows), device=rows.device), start, used, steps)[0], used, tol=tol)

@@ -140,7 +140,10 @@ class _Hankel:
 
     def _apply(self, x: Tensor, length: int) -> Tensor:
         # sum_j g_{i+j} x_j is a correlation; i + j < M <= size, so nothing wraps.
-        return torch.fft.irfft(torch.fft.rfft(x, self.size).conj() * self.spectrum, self.size)[..., :length]
+        X = torch.fft.rfft(x, self.size).conj_physical_()
+        # In place, but where one x serves all filters.
+        X = X.mul_(self.spectrum) if len(X) == len(self.spectrum) else X * self.spectrum
+        return torch.fft.irfft(X, self.size)[..., :length]
 
 
 def _randomised_svd(g: Tensor, l: int, n: int, rounds: int) -> tuple[Tensor, Tensor]:

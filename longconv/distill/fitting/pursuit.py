@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .bank import widen
+from .bank import compact, widen
 from .exponentials import Exponentials, Normal
 
 _LAST = 7.0  # an exponential counts as gone after so many time constants
@@ -100,6 +100,7 @@ def _pursue_block(
     """`pursue` for a few filters."""
     scale = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1.0)
+    poles, used = compact(poles, used)
     residues, left, states = torch.zeros_like(poles), g / scale, order
 
     def refit(sweeps: int) -> tuple[Tensor, Tensor]:
@@ -114,8 +115,11 @@ def _pursue_block(
         choice = _apart(_strongest(left.float(), states == 1, dictionary), poles)
         wanted = states > 0
         states = (states - torch.where(choice.imag == 0, 1, 2)).clamp(min=0)
-        poles = torch.cat([poles, torch.where(wanted, choice, 0.0)[:, None]], dim=1)
-        used = torch.cat([used, wanted[:, None]], dim=1)
+        # Into the first free place of each row: all tables grow with the number of columns.
+        place = torch.where(wanted, used.sum(-1), 0)
+        width = max(poles.shape[1], int(place.max()) + 1)
+        here = (torch.arange(width, device=g.device) == place[:, None]) & wanted[:, None]
+        poles, used = torch.where(here, choice[:, None], widen(poles, width)), widen(used, width) | here
         # What is left is orthogonal to the columns before, up to rounding, so one sweep from there is enough.
         residues, left = refit(sweeps=1)
     return poles, used, torch.linalg.vector_norm(left, dim=-1) * scale[:, 0]
