@@ -7,10 +7,11 @@ import torch
 from numerics import relative_l2
 
 from longconv.distill import METHODS, distill_filter
-from longconv.distill.fitting.bank import from_eigenvalues
+from longconv.distill.fitting.bank import compact, count_states, from_eigenvalues
 from longconv.distill.fitting.exponentials import Exponentials, Normal, inner_products, power_sums
 from longconv.distill.fitting.polish import polish
 from longconv.distill.fitting.pursuit import pursue
+from longconv.distill.fitting.residues import fit_residues
 from longconv.filters import build_filter
 from longconv.kernels.recurrence import modal_kernel
 
@@ -263,3 +264,27 @@ def test_gradient_descends():
     descended = distill_filter(k, "gradient", order=6, steps=400, lr=0.02)[1].relative_error
     started = distill_filter(k, "gradient", order=6, steps=1, lr=1e-9)[1].relative_error
     assert (descended < 0.8 * started).all()
+
+
+def test_modes_are_moved_together():
+    poles = torch.tensor([[0, 0.5 + 0.1j, 0, 0.3], [0.2j, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.complex128)
+    packed, used = compact(poles, poles != 0)
+    assert torch.equal(packed, torch.tensor([[0.5 + 0.1j, 0.3], [0.2j, 0], [0, 0]], dtype=torch.complex128))
+    assert torch.equal(used, packed != 0)
+    assert [x.shape for x in compact(poles[:0], poles[:0] != 0)] == [(0, 0), (0, 0)]
+
+
+def test_a_pursuit_makes_no_more_columns_than_there_are_modes():
+    """Poles to begin with stand in other columns in every row, and take different shares of the order."""
+    torch.manual_seed(0)
+    g = torch.randn(3, 300, dtype=torch.float64) * torch.linspace(1, 0.1, 300)
+    begun = torch.zeros(3, 6, dtype=torch.complex128)
+    begun[0, 5], begun[1, :2] = 0.9 + 0.3j, torch.tensor([0.8 + 0.2j, 0.5])
+    order = torch.tensor([6, 5, 8])
+    poles, used, residual = pursue(g, order, begun, begun != 0)
+    assert poles.shape[1] == int(used.sum(-1).max())
+    assert ((poles[0] == 0.9 + 0.3j) & used[0]).any()
+    assert (count_states(poles, used) == order + torch.tensor([2, 3, 0])).all()
+    fitted = fit_residues(poles, used, g, 1e-16)[1]
+    torch.testing.assert_close(residual, fitted, rtol=2e-3, atol=0)
+    assert (residual < torch.linalg.vector_norm(g, dim=-1)).all()
