@@ -26,6 +26,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from longconv.kernels.fftconv import scratch
+
 from .report import MODES, Mode, Row, Shape, Timing, environment, make_row
 
 try:
@@ -277,6 +279,7 @@ def _serve_memory(request: str) -> None:
     peaks = []
     for shape in shapes:
         case = benchmark.make_case(Shape(*shape), getattr(torch, dtype), device)
+        scratch.forget()  # what fft_conv keeps from one shape counts at the next one as well
         peaks.append(peak_of(functools.partial(evaluate, implementation.call, case, mode), torch.device(device)))
         del case
     print(json.dumps(peaks))

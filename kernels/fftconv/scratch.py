@@ -33,3 +33,8 @@ def empty(slot: str, shape: Sequence[int], dtype: torch.dtype, device: torch.dev
         with torch.inference_mode(False):  # or it could not be written outside that mode later
             memory = _kept.by_slot[slot] = torch.empty(size, dtype=torch.uint8)
     return memory[:size].view(dtype).view(tuple(shape))
+
+
+def forget() -> None:
+    """Free what the present thread keeps."""
+    _kept.by_slot.clear()

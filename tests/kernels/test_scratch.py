@@ -26,6 +26,8 @@ def test_memory_is_kept_and_grows():
     assert scratch.empty("a", (3, 6), torch.complex64, CPU).shape == (3, 6)
     assert scratch._kept.by_slot["a"].numel() == 3 * 6 * 8
     assert scratch.empty("a", (0, 5), torch.float32, CPU).numel() == 0
+    scratch.forget()
+    assert not scratch._kept.by_slot
 
 
 def test_large_tensors_and_other_devices_are_not_kept():
