@@ -199,6 +199,7 @@ def interleave(
             first = round_ % len(names) if names else 0
             for name in names[first:] + names[:first]:
                 before()
+                wake_threads(device)
                 elapsed = clock(calls[name], device)
                 if round_ >= 0:
                     samples[name].append(elapsed)
@@ -207,6 +208,18 @@ def interleave(
         if collects:
             gc.enable()
     return {name: Timing.of(samples[name]) for name in names}
+
+
+def wake_threads(device: torch.device) -> None:
+    """Have all of torch's threads busy for some milliseconds on a CPU.
+
+    After a contestant that runs on one thread the others sleep. When the next one wakes them, the system may start two
+    on the same core, and it takes some 10 ms until they are apart: several times what a call may take.
+    """
+    if device.type == "cpu" and torch.get_num_threads() > 1:
+        x = torch.ones(512, 512)
+        for _ in range(3):
+            torch.mm(x, x)
 
 
 @contextmanager
