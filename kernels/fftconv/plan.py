@@ -13,6 +13,8 @@ Long rows do not fit the cache as one FFT. They are factored, n = N1 * N2, as Fl
 the inner FFTs run over contiguous rows of N2 points that stay in cache. Spectra are left in the order that
 the factored transform produces; the product does not care and the inverse undoes it.
 
+A `slot` names memory for a spectrum that is kept from call to call (scratch.py); plans that cannot use it ignore it.
+
 Shape suffixes: R rows (any leading shape), n transform points, F spectrum points.
 """
 
@@ -191,7 +193,8 @@ def make_plan(length: int, circular: bool, dtype: torch.dtype, device: torch.dev
     kept = keeps_setup(device)
     if device.type != "cpu" or length <= (DIRECT_LIMIT if kept else DIRECT_LIMIT_WITHOUT_SETUP):
         n = next_fast_length(length)
-        return (RightAnglePlan if n <= WHOLE_TABLES else LongRightAnglePlan)(n, dtype, device)
+        long = n > WHOLE_TABLES and device.type == "cpu"
+        return (LongRightAnglePlan if long else RightAnglePlan)(n, dtype, device)
     outer, inner = factorise(length, INNER_LIMIT if kept else INNER_LIMIT_WITHOUT_SETUP)
     return MonarchPlan(outer, inner, dtype, device)
 

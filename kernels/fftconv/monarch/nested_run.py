@@ -75,7 +75,7 @@ def correlate(rows: Rows, outer: OuterTables, u: Tensor, pre: Tensor | None, dy:
     from .triton_nested import nested_correlate_kernel
 
     with on_device_of(u):
-        nested_correlate_kernel[(outer.P, D * parts)](
+        nested_correlate_kernel[(D * parts * outer.P,)](
             u, pre, dy, post, g, *_tables(outer, u.dtype), rows.starts, rows.lengths,
             rows.count, D, rows.longest, *u.stride(), *strides(pre), *dy.stride(), *strides(post), parts, per_part,
             outer.P, tile.N1, tile.N2, pre is not None, post is not None, rows.starts is not None, precision(u.dtype),

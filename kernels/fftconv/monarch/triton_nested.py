@@ -119,12 +119,12 @@ def nested_correlate_kernel(
 ):  # fmt: skip
     """The spectrum of the filter's gradient, conj(spectrum of pre * u) times that of post * dy, at one outer frequency.
 
-    Grid: (P, D * parts): the programs that read the same rows run at the same time. A program sums `rows` of the B rows
-    one after the other: g (parts, D, 2, P, M1, M2) float32 is the same every time.
+    Grid: (D * parts * P,): the programs that read the same rows are neighbours, and run at the same time. A program
+    sums `rows` of the B rows one after the other: g (parts, D, 2, P, M1, M2) float32 is the same every time.
     """
-    j = tl.program_id(0)
-    d = (tl.program_id(1) // parts).to(tl.int64)
-    part = tl.program_id(1) % parts
+    j = tl.program_id(0) % P
+    part = tl.program_id(0) // P % parts
+    d = (tl.program_id(0) // P // parts).to(tl.int64)
     f1r, f1i, f2r, f2i = matrices(f1, f2, M1, M2)
     M: tl.constexpr = M1 * M2
     gr = tl.zeros((M1, M2), tl.float32)
