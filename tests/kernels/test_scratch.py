@@ -1,5 +1,6 @@
 """Memory that is kept from call to call: nothing may be seen of the call before."""
 
+import ctypes
 import threading
 
 import numerics
@@ -84,9 +85,9 @@ def test_two_threads_at_once():
 def test_a_call_takes_no_new_pages_for_what_is_in_between():
     """Beyond its results, that is; before, it took some 6,000 pages of 4 KB, whenever they had been given back."""
     resource = pytest.importorskip("resource")
-    libc = pytest.importorskip("ctypes").CDLL(None)
+    libc = ctypes.CDLL(None)
     if not hasattr(libc, "malloc_trim"):
-        pytest.skip("needs glibc")
+        pytest.skip("only glibc can be told to give freed memory back")
     u, k, dy = torch.randn(8, 64, 4096), torch.randn(64, 4096) / 64, torch.randn(8, 64, 4096)
     results = (u.nbytes + u.nbytes + k.nbytes) // resource.getpagesize()
     x = [u.requires_grad_(), k.requires_grad_()]

@@ -2,6 +2,7 @@
 
     conv.py       the two functions that `dispatch.py` calls      configs.py   how a convolution is cut, and what for
     fused_run.py, triton_fused.py   rows and frames that fit the chip
+    nested_run.py, triton_nested.py rows of a few tiles, which fit it one after the other
     long_run.py, triton_long.py     longer ones, in three kernels
     triton_stages.py   the transform of one tile              tables.py    DFT matrices, twiddles, filters' spectra
 

@@ -8,6 +8,7 @@ are sorted into groups of like length.
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import overload
 
 import torch
@@ -18,7 +19,7 @@ from longconv.kernels.gpu import Config, shared_memory_limit
 
 from ..blocked import empty_gradients
 from . import fused_run, long_run, nested_run
-from .configs import Nested, Outer, Way, ways
+from .configs import Frames, Outer, Way, ways
 from .fused_run import Rows
 
 
@@ -39,12 +40,8 @@ def conv_forward(
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
 
         def run(cut: Way, rows: Rows = rows, taps: tuple[Tensor, Tensor] = taps) -> None:
-            if isinstance(cut, Outer):
-                long_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
-            elif isinstance(cut, Nested):
-                nested_run.forward(rows, _spectrum(cut, taps, u), u, pre, y, post)
-            else:
-                fused_run.forward(rows, cut, taps, u, pre, y, post)
+            kernels, filter = _launched(cut, taps, u)
+            kernels.forward(rows, *filter, u, pre, y, post)
 
         run(_choose(u, rows, taps, run))
     return y
@@ -76,13 +73,8 @@ def conv_backward(
     for rows in _groups(u, ends, circular):
         taps = _two_sided(k, skip, k_reverse, circular, rows.longest)
         cut = _choose(u, rows, taps)
-        arguments = (u, pre, dy, post, du, dpre, dpost, needs_filter)
-        if isinstance(cut, Outer):
-            found = long_run.backward(rows, _spectrum(cut, taps, u), *arguments)
-        elif isinstance(cut, Nested):
-            found = nested_run.backward(rows, _spectrum(cut, taps, u), *arguments)
-        else:
-            found = fused_run.backward(rows, cut, taps, *arguments)
+        kernels, filter = _launched(cut, taps, u)
+        found = kernels.backward(rows, *filter, u, pre, dy, post, du, dpre, dpost, needs_filter)
         if found is not None:
             _add_filter_gradients(found[0], found[1], dk, dskip, dk_reverse, circular, rows.longest)
     return grads
@@ -100,10 +92,13 @@ def _choose(u: Tensor, rows: Rows, taps: tuple[Tensor, Tensor], run: Callable[[W
     return named[choice.constants["way"]]
 
 
-def _spectrum(cut: Nested | Outer, taps: tuple[Tensor, Tensor], u: Tensor) -> long_run.TwoSided:
+def _launched(cut: Way, taps: tuple[Tensor, Tensor], u: Tensor) -> tuple[ModuleType, tuple[object, ...]]:
+    """The module whose `forward` and `backward` launch this way, and the filter as they take it."""
+    if isinstance(cut, Frames):
+        return fused_run, (cut, taps)
     # The outer DFT is a product of the matrix units, or sums in float32.
-    dtype = u.dtype if isinstance(cut, Outer) else torch.float32
-    return long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, dtype, u.device))
+    module, dtype = (long_run, u.dtype) if isinstance(cut, Outer) else (nested_run, torch.float32)
+    return module, (long_run.TwoSided(taps, long_run.outer_tables(cut.tile, cut.P, dtype, u.device)),)
 
 
 @overload

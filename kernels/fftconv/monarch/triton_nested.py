@@ -46,7 +46,7 @@ def _moved(x, offset, THERE: tl.constexpr):
 
 
 @triton.jit
-def _row_at(b, d, starts, lengths, L, PACKED: tl.constexpr):
+def _row_at(b, starts, lengths, L, PACKED: tl.constexpr):
     """The batch, first sample and length of row b; packed sequences all lie in batch 0."""
     if PACKED:
         return tl.zeros((), tl.int64), tl.load(starts + b), tl.load(lengths + b)
@@ -74,7 +74,7 @@ def nested_kernel(
     p = tl.arange(0, P)
     m = tl.arange(0, M1)[:, None] * M2 + tl.arange(0, M2)[None, :]
     for row in range(part * rows, tl.minimum(B, (part + 1) * rows)):
-        b, start, length = _row_at(row, d, starts, lengths, L, PACKED)
+        b, start, length = _row_at(row, starts, lengths, L, PACKED)
         times = (length + M - 1) // M
         u_row = u + (b * u_b + d * u_d + start * u_t)
         pre_row = _moved(pre, b * pre_b + d * pre_d + start * pre_t, HAS_PRE)
@@ -130,7 +130,7 @@ def nested_correlate_kernel(
     gr = tl.zeros((M1, M2), tl.float32)
     gi = tl.zeros((M1, M2), tl.float32)
     for row in range(part * rows, tl.minimum(B, (part + 1) * rows)):
-        b, start, length = _row_at(row, d, starts, lengths, L, PACKED)
+        b, start, length = _row_at(row, starts, lengths, L, PACKED)
         times = (length + M - 1) // M
         u_row = u + (b * u_b + d * u_d + start * u_t)
         dy_row = dy + (b * dy_b + d * dy_d + start * dy_t)
