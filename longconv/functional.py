@@ -8,7 +8,15 @@ from longconv.kernels.fftconv.online import OnlineConv
 from longconv.kernels.fftconv.sparse import fft_conv_sparse
 from longconv.kernels.fftconv.stream import fft_conv_chunk
 from longconv.kernels.multires import multires_conv, multires_kernel, multires_levels, multires_state, multires_step
-from longconv.kernels.recurrence import hyena_step_, modal_kernel, modal_scan, modal_state, modal_step, modal_step_
+from longconv.kernels.recurrence import (
+    hyena_step_,
+    modal_kernel,
+    modal_scan,
+    modal_state,
+    modal_step,
+    modal_step_,
+    multi_hyena_step_,
+)
 from longconv.kernels.shortconv import short_conv, short_conv_step
 
 __all__ = [
@@ -28,6 +36,7 @@ __all__ = [
     "modal_state",
     "modal_step",
     "modal_step_",
+    "multi_hyena_step_",
     "multires_conv",
     "multires_kernel",
     "multires_levels",

@@ -25,7 +25,7 @@ hypothesis.settings.register_profile("thorough", max_examples=20_000, deadline=N
 hypothesis.settings.load_profile("ordinary")
 
 # `import numerics` without this folder on the path, where its subfolders would pass for packages (longconv, kernels).
-for _name in ("numerics", "fft_conv_cases"):
+for _name in ("numerics", "fft_conv_cases", "recurrence_cases"):
     _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
     assert _spec is not None
     assert _spec.loader is not None

@@ -12,7 +12,7 @@ MAX_TAPS = 128
 
 
 def takes_triton(impl: str, u_t: Tensor, state: Tensor, *around: Tensor) -> bool:
-    """Whether Triton takes a step; `around` are the further tensors of `hyena_step_`, the window of inputs first.
+    """Whether Triton takes a step; `around` are further tensors, of three dimensions the window of inputs (B, D, K-1).
 
     Raises:
         ValueError: an unknown `impl`, or "triton" where it is not possible, with the reason.
@@ -34,8 +34,9 @@ def unsuitable(u_t: Tensor, state: Tensor, *around: Tensor) -> str | None:
     for x in (u_t, *around):
         if x.dtype not in DTYPES:
             return f"it takes float32, float16 and bfloat16, not {x.dtype}"
-    if around and around[0].shape[-1] >= MAX_TAPS:
-        return f"it takes up to {MAX_TAPS} taps, not {around[0].shape[-1] + 1}"
+    for window in (x for x in around if x.dim() == 3):
+        if window.shape[-1] >= MAX_TAPS:
+            return f"it takes up to {MAX_TAPS} taps, not {window.shape[-1] + 1}"
     if len(state) and not state[0].is_contiguous():
         return "it takes a state whose rows are contiguous"
     return None

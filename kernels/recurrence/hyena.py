@@ -6,7 +6,7 @@ from torch import Tensor
 from .dispatch import takes_triton
 from .layout import ModeLayout
 from .scan import _without_autocast
-from .step import advance_, check_step
+from .step import advance_, check_step, check_vectors
 
 
 @_without_autocast
@@ -48,7 +48,10 @@ def hyena_step_(
     Raises:
         ValueError: an argument has the wrong shape, dtype or device, or `impl="triton"` where Triton cannot do it.
     """
-    _check(u_t, short_state, short_weight, short_bias, skip)
+    if skip.dim() != 1:
+        raise ValueError(f"skip must have shape (D,), got {tuple(skip.shape)}")
+    check_short(u_t, short_state, short_weight, short_bias, 3 * skip.shape[0])
+    check_vectors(u_t, skip.shape[0], skip=skip)
     check_step(u_t[:, : skip.shape[0]], poles, residues, passthrough, state, layout)
     arguments = (u_t, short_state, short_weight, short_bias, poles, residues, passthrough, skip, state)
     if torch.compiler.is_compiling():
@@ -79,14 +82,7 @@ def step(
         return triton_step.hyena_step_(
             u_t, short_state, short_weight, short_bias, poles, readout, passthrough, skip, state, layout
         )
-    dtype = torch.promote_types(torch.promote_types(u_t.dtype, short_weight.dtype), torch.float32)
-    # Tap by tap: a sum over three neighbours in memory takes several times as long.
-    taps, past = short_weight.to(dtype).t().contiguous(), short_state.unbind(-1)
-    z = torch.addcmul(short_bias.to(dtype), u_t.to(dtype), taps[0])
-    for x, tap in zip(past, taps[1:].flip(0), strict=True):
-        z.addcmul_(x.to(dtype), tap)
-    for x, after in zip(past, (*past[1:], u_t), strict=False):
-        x.copy_(after)
+    z = short_step_(u_t, short_state, short_weight, short_bias)
     gate, inner, v = z.chunk(3, 1)
     w = (inner * v).to(poles.real.dtype)
     y = advance_(w, poles, residues, state, layout)
@@ -94,10 +90,24 @@ def step(
     return y.mul_(gate).to(u_t.dtype)
 
 
-def _check(u_t: Tensor, short_state: Tensor, short_weight: Tensor, short_bias: Tensor, skip: Tensor) -> None:
-    if skip.dim() != 1:
-        raise ValueError(f"skip must have shape (D,), got {tuple(skip.shape)}")
-    width = 3 * skip.shape[0]
+def short_step_(u_t: Tensor, short_state: Tensor, short_weight: Tensor, short_bias: Tensor) -> Tensor:
+    """A sample of the short convolution (B, C), in the widest dtype and at least float32; the window moves by one."""
+    dtype = torch.promote_types(torch.promote_types(u_t.dtype, short_weight.dtype), torch.float32)
+    # Tap by tap: a sum over three neighbours in memory takes several times as long. A copy side by side pays when many
+    # rows read it.
+    taps = short_weight.to(dtype).t()
+    now, *before = (taps.contiguous() if len(u_t) > 4 else taps).unbind(0)
+    past = short_state.unbind(-1)
+    z = torch.addcmul(short_bias.to(dtype), u_t.to(dtype), now)
+    for x, tap in zip(past, reversed(before), strict=True):
+        z.addcmul_(x.to(dtype), tap)
+    for x, after in zip(past, (*past[1:], u_t), strict=False):
+        x.copy_(after)
+    return z
+
+
+def check_short(u_t: Tensor, short_state: Tensor, short_weight: Tensor, short_bias: Tensor, width: int) -> None:
+    """Raise what `hyena_step_` promises for a short convolution of `width` = 3D channels."""
     if u_t.dim() != 2 or u_t.shape[1] != width:
         raise ValueError(f"u_t must have shape (B, 3D) with 3D = {width}, got {tuple(u_t.shape)}")
     if short_weight.dim() != 2 or short_weight.shape[0] != width or short_weight.shape[1] < 1:
@@ -111,7 +121,6 @@ def _check(u_t: Tensor, short_state: Tensor, short_weight: Tensor, short_bias: T
         raise ValueError(f"short_state must have shape (B, 3D, K-1) = {expected}, got {tuple(short_state.shape)}")
     for name, x in (
         ("u_t", u_t), ("short_state", short_state), ("short_weight", short_weight), ("short_bias", short_bias),
-        ("skip", skip),
     ):  # fmt: skip
         if not x.is_floating_point():
             raise ValueError(f"{name} must be floating point, got {x.dtype}")

@@ -1,4 +1,5 @@
-"""Steps of the modal recurrence in Triton, one launch each: alone, and fused with what a Hyena layer has around it.
+"""Steps of the modal recurrence in Triton, one launch each: with skip, bias and activation, and with what a Hyena layer
+has around it. That of MultiHyena is in triton_multi_hyena.py.
 
 A program takes BB sequences and BD channels, and goes through the modes of a channel BN at a time: each is read once
 and written once, in place, so nobody else may touch it. Poles and residues are read once for the BB sequences. Complex
@@ -55,8 +56,11 @@ def _pair(x, at, inside):
 
 
 @triton.jit
-def _advance(v, poles, readout, state, state_b, starts, counts, b, d, live, D, N, BN: tl.constexpr):
-    """Return Re sum_n R_n x_n, and write lambda_n x_n + v over x_n; v (BB, BD) in the precision of the poles."""
+def advance(v, poles, readout, state, state_b, starts, counts, row, d, live, D, N, BN: tl.constexpr):
+    """Return Re sum_n R_n x_n, and write lambda_n x_n + v over x_n; v (BB, BD) in the precision of the poles.
+
+    The modes are those of channels d (BD,) of D, in rows of the state (BB, BD) or (BB, 1).
+    """
     if starts is not None:
         first = tl.load(starts + d, mask=d < D, other=0)
         count = tl.load(counts + d, mask=d < D, other=0).to(tl.int32)
@@ -71,7 +75,7 @@ def _advance(v, poles, readout, state, state_b, starts, counts, b, d, live, D, N
         pole, pole_im = _pair(poles, at, there)
         out, out_im = _pair(readout, at, there)
         inside = there[None, :, :] & live[:, :, None]
-        place = b[:, None, None] * state_b + at[None, :, :]
+        place = row[:, :, None] * state_b + at[None, :, :]
         x, x_im = _pair(state, place, inside)
         x, x_im = x.to(v.dtype), x_im.to(v.dtype)
         total += tl.sum(out[None] * x + out_im[None] * x_im, 2)
@@ -85,20 +89,40 @@ def _advance(v, poles, readout, state, state_b, starts, counts, b, d, live, D, N
 
 @triton.jit(do_not_specialize=COUNTS)
 def modal_step_kernel(
-    u, u_b, u_d, poles, readout, passthrough, state, state_b, starts, counts, y, B, D, N,
-    BB: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    u, u_b, u_d, poles, readout, passthrough, skip, bias, state, state_b, starts, counts, y, B, D, N,
+    ACTIVATION: tl.constexpr, BB: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """y = Re sum_n R_n x_n + h_0 u, and the state advanced by u."""
+    """y = activation(Re sum_n R_n x_n + (h_0 + skip) u + bias), and the state advanced by u."""
     b, d, live = _places(B, D, BB, BD)
     dtype = poles.dtype.element_ty
     v = tl.load(u + b[:, None] * u_b + d[None, :] * u_d, mask=live, other=0.0).to(dtype)
-    total = _advance(v, poles, readout, state, state_b, starts, counts, b, d, live, D, N, BN)
-    total += tl.load(passthrough + d, mask=d < D, other=0.0).to(dtype)[None, :] * v
+    total = advance(v, poles, readout, state, state_b, starts, counts, b[:, None], d, live, D, N, BN)
+    through = tl.load(passthrough + d, mask=d < D, other=0.0).to(dtype)
+    if skip is not None:
+        through += tl.load(skip + d, mask=d < D, other=0.0).to(dtype)
+    total += through[None, :] * v
+    if bias is not None:
+        total += tl.load(bias + d, mask=d < D, other=0.0).to(dtype)[None, :]
+    # By way of float32, also without an activation: the interpreter knows no cast from float64 to bfloat16.
+    total = _activate(total.to(tl.float32), ACTIVATION)
     tl.store(y + b[:, None] * D + d[None, :], total.to(y.dtype.element_ty), mask=live)
 
 
 @triton.jit
-def _short(u, u_b, u_d, past, past_b, past_d, past_k, weight, weight_d, weight_k, bias, b, c, live, K: tl.constexpr):
+def _activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACTIVATION == "relu":
+        x = tl.where(x < 0.0, 0.0, x)  # not maximum: NaN stays NaN
+    else:
+        tl.static_assert(ACTIVATION is None)
+    return x
+
+
+@triton.jit
+def short(u, u_b, u_d, past, past_b, past_d, past_k, weight, weight_d, weight_k, bias, b, c, live, K: tl.constexpr):
     """One sample of the short convolution of channels c, (BB, BD) float32; its past inputs move up by one."""
     now = tl.load(u + b[:, None] * u_b + c[None, :] * u_d, mask=live, other=0.0)
     within = tl.max(live.to(tl.int32), 0) > 0
@@ -134,31 +158,41 @@ def hyena_step_kernel(
     b, d, live = _places(B, D, BB, BD)
     dtype = poles.dtype.element_ty
     # Written out: Triton has no functions within functions.
-    gate = _short(
+    gate = short(
         u, u_b, u_d, past, past_b, past_d, past_k, weight, weight_d, weight_k, bias, b, d, live, K
     )  # fmt: skip
-    inner = _short(
+    inner = short(
         u, u_b, u_d, past, past_b, past_d, past_k, weight, weight_d, weight_k, bias, b, d + D, live, K
     )  # fmt: skip
-    inner *= _short(
+    inner *= short(
         u, u_b, u_d, past, past_b, past_d, past_k, weight, weight_d, weight_k, bias, b, d + 2 * D, live, K
     )  # fmt: skip
     v = inner.to(dtype)
-    total = _advance(v, poles, readout, state, state_b, starts, counts, b, d, live, D, N, BN)
+    total = advance(v, poles, readout, state, state_b, starts, counts, b[:, None], d, live, D, N, BN)
     through = tl.load(passthrough + d, mask=d < D, other=0.0).to(dtype)
     through += tl.load(skip + d, mask=d < D, other=0.0).to(dtype)
     total += through[None, :] * v
-    tl.store(y + b[:, None] * D + d[None, :], (gate.to(dtype) * total).to(y.dtype.element_ty), mask=live)
+    value = (gate.to(dtype) * total).to(tl.float32)
+    tl.store(y + b[:, None] * D + d[None, :], value.to(y.dtype.element_ty), mask=live)
 
 
 def modal_step_(
-    u_t: Tensor, poles: Tensor, readout: Tensor, passthrough: Tensor, state: Tensor, layout: ModeLayout | None
+    u_t: Tensor,
+    poles: Tensor,
+    readout: Tensor,
+    passthrough: Tensor,
+    state: Tensor,
+    layout: ModeLayout | None,
+    skip: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """Do what `step.modal_step_` does; readout is the conjugate of the residues, no lazy one."""
     y = torch.empty(u_t.shape, dtype=u_t.dtype, device=u_t.device)
-    arguments = _modes(poles, readout, passthrough, state, layout)
+    arguments = modes_of(poles, readout, passthrough, state, layout)
     arguments |= {"u": u_t, "u_b": u_t.stride(0), "u_d": u_t.stride(1), "y": y}
-    _launch(modal_step_kernel, arguments, u_t.shape[0], u_t.shape[1], {})
+    arguments |= {name: None if x is None else x.contiguous() for name, x in (("skip", skip), ("bias", bias))}
+    _launch(modal_step_kernel, arguments, u_t.shape[0], u_t.shape[1], {"ACTIVATION": activation})
     return y
 
 
@@ -177,18 +211,25 @@ def hyena_step_(
     """Do what `hyena.hyena_step_` does; readout is the conjugate of the residues, no lazy one."""
     B, D = u_t.shape[0], skip.shape[0]
     y = torch.empty((B, D), dtype=u_t.dtype, device=u_t.device)
-    arguments = _modes(poles, readout, passthrough, state, layout)
-    for name, tensor, strides in (("u", u_t, "bd"), ("past", short_state, "bdk"), ("weight", short_weight, "dk")):
-        arguments[name] = tensor
-        arguments |= {f"{name}_{axis}": stride for axis, stride in zip(strides, tensor.stride(), strict=True)}
-    arguments |= {"bias": short_bias.contiguous(), "skip": skip.contiguous(), "y": y}
+    arguments = modes_of(poles, readout, passthrough, state, layout)
+    arguments |= short_of(u_t, short_state, short_weight, short_bias) | {"skip": skip.contiguous(), "y": y}
     _launch(hyena_step_kernel, arguments, B, D, {"K": short_weight.shape[1]})
     return y
 
 
-def _modes(
+def short_of(u_t: Tensor, short_state: Tensor, short_weight: Tensor, short_bias: Tensor) -> dict[str, Any]:
+    """The arguments of `short`."""
+    arguments: dict[str, Any] = {"bias": short_bias.contiguous()}
+    for name, tensor, strides in (("u", u_t, "bd"), ("past", short_state, "bdk"), ("weight", short_weight, "dk")):
+        arguments[name] = tensor
+        arguments |= {f"{name}_{axis}": stride for axis, stride in zip(strides, tensor.stride(), strict=True)}
+    return arguments
+
+
+def modes_of(
     poles: Tensor, readout: Tensor, passthrough: Tensor, state: Tensor, layout: ModeLayout | None
 ) -> dict[str, Any]:
+    """The arguments of `advance`, but for the tile."""
     return {
         "poles": torch.view_as_real(poles.contiguous()),
         "readout": torch.view_as_real(readout.contiguous()),
@@ -206,7 +247,7 @@ def _launch(kernel: Any, arguments: dict[str, Any], B: int, D: int, constants: d
         return
     config = configuration(B, D, arguments["N"], constants)
     BB, BD = config.constants["BB"], config.constants["BD"]
-    _start(kernel, -(-B // BB) * -(-D // BD), arguments | {"B": B, "D": D}, config)
+    start(kernel, -(-B // BB) * -(-D // BD), arguments | {"B": B, "D": D}, config)
 
 
 def configuration(B: int, D: int, N: int, constants: dict[str, Any]) -> Config:
@@ -220,7 +261,7 @@ def configuration(B: int, D: int, N: int, constants: dict[str, Any]) -> Config:
     return Config(constants | {"BB": BB, "BD": BD, "BN": BN}, num_warps=warps, num_stages=1)
 
 
-def _start(kernel: Any, programs: int, arguments: dict[str, Any], config: Config) -> None:
+def start(kernel: Any, programs: int, arguments: dict[str, Any], config: Config) -> None:
     """Launch on the device of u, on its current stream."""
     with on_device_of(arguments["u"]):
         kernel[(programs,)](**arguments, **config.launch())

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longconv.filters import build_filter
+from longconv.functional import modal_step_
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
 
@@ -27,7 +28,10 @@ from .long_conv import (
     long_conv,
     long_conv_step,
     long_conv_step_,
+    own_state,
+    recurrence,
     support,
+    takes_fused_step,
 )
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -176,6 +180,9 @@ class GlobalConv(Mixer):
         where a filter of K taps has T = K at most.
         """
         self.check_step(x_t, state)
+        if self._fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            own = GlobalConvState(state.position, own_state(self.long_filters[0], state.long))
+            return self._advance(x_t, own), own
         z, long = long_conv_step(self.long_filters[0], x_t, self.skip, state.long)
         short = state.short
         if self.short_weight is not None:
@@ -186,8 +193,19 @@ class GlobalConv(Mixer):
 
     @torch.no_grad()
     def step_(self, x_t: Tensor, state: GlobalConvState) -> Tensor:
-        """Mix one sample in place; see `Mixer.step_`."""
+        """Mix one sample in place; see `Mixer.step_`. Without a short convolution, `modal_step_` and the projection."""
         self.check_step_(x_t, state)
+        return self._advance(x_t, state)
+
+    def _advance(self, x_t: Tensor, state: GlobalConvState) -> Tensor:
+        """Mix one sample in place."""
+        if self._fused:
+            poles, residues, passthrough, inner, layout = recurrence(self.long_filters[0], state.long)
+            modes = x_t, poles, residues, passthrough, inner, layout
+            activation = None if self.activation == "none" else self.activation
+            z = modal_step_(*modes, skip=self.skip, bias=self.bias, activation=activation)
+            state.position += 1
+            return self._project(z)
         z = long_conv_step_(self.long_filters[0], x_t, self.skip, state.long)
         if self.short_weight is not None:
             assert state.short is not None
@@ -211,11 +229,21 @@ class GlobalConv(Mixer):
         if self.bias is not None:
             z = z + self.bias.to(z.dtype)
         z = ACTIVATIONS[self.activation](z)
-        z = z * self.dropout(torch.ones_like(z[:, :1])) if self.tie_dropout else self.dropout(z)
+        return self._project(z * self.dropout(torch.ones_like(z[:, :1])) if self.tie_dropout else self.dropout(z))
+
+    def _project(self, z: Tensor) -> Tensor:
+        """What follows the dropout: z (..., D) -> y (..., D)."""
         if self.out_proj is None:
             return z
         z = self.out_proj(z)
         return F.glu(z, dim=-1) if self.output == "glu" else z
+
+    @property
+    def _fused(self) -> bool:
+        """Whether all before the output projection is `modal_step_`."""
+        dropping = self.training and self.dropout.p > 0
+        alone = self.causal and self.short_weight is None and not dropping
+        return alone and takes_fused_step(self.long_filters[0])
 
     @property
     def _short_sides(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longconv.filters import RecurrentFilter, build_filter
+from longconv.filters import build_filter
 from longconv.functional import hyena_step_
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState
@@ -20,7 +20,9 @@ from .long_conv import (
     long_conv,
     long_conv_step,
     long_conv_step_,
+    own_state,
     recurrence,
+    takes_fused_step,
 )
 
 
@@ -165,6 +167,10 @@ class Hyena(Mixer):
         O(1) in the context T if the filters are recurrent, else O(log^2 T) amortised, or O(T) with gradients enabled.
         """
         self.check_step(x_t, state)
+        if self._fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            inner = own_state(self.long_filters[0], state.long[0])
+            own = HyenaState(state.position, state.short.clone(), (inner,))
+            return self._advance(x_t, own), own
         u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
         *gates, v = u.chunk(self.order + 1, dim=1)
         long = []
@@ -178,10 +184,13 @@ class Hyena(Mixer):
     def step_(self, x_t: Tensor, state: HyenaState) -> Tensor:
         """Mix one sample in place; see `Mixer.step_`. With one filter, all between the projections is `hyena_step_`."""
         self.check_step_(x_t, state)
-        u, filter = self.in_proj(x_t), self.long_filters[0]
-        dropping = self.training and self.dropout.p > 0
-        if self.order == 2 and isinstance(filter, RecurrentFilter) and not dropping:
-            poles, residues, passthrough, inner, layout = recurrence(filter, state.long[0])
+        return self._advance(x_t, state)
+
+    def _advance(self, x_t: Tensor, state: HyenaState) -> Tensor:
+        """Mix one sample in place."""
+        u = self.in_proj(x_t)
+        if self._fused:
+            poles, residues, passthrough, inner, layout = recurrence(self.long_filters[0], state.long[0])
             around = u, state.short, self.short_weight, self.short_bias
             y = hyena_step_(*around, poles, residues, passthrough, self.skip[0], inner, layout)
             state.position += 1
@@ -194,6 +203,12 @@ class Hyena(Mixer):
             v = long_conv_step_(filter, v, self.skip[stage], state.long[stage])
         state.position += 1
         return self.out_proj(v * gates[0])
+
+    @property
+    def _fused(self) -> bool:
+        """Whether all between the projections is `hyena_step_`."""
+        dropping = self.training and self.dropout.p > 0
+        return self.causal and self.order == 2 and not dropping and takes_fused_step(self.long_filters[0])
 
     @property
     def is_recurrent(self) -> bool:

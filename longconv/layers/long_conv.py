@@ -186,10 +186,22 @@ def long_conv_step_(filter: Any, u_t: Tensor, skip: Tensor | None, state: Histor
     return y if skip is None else y + skip.to(y.dtype) * u_t
 
 
+def takes_fused_step(filter: Any) -> bool:
+    """Whether what a layer has around this filter is one operator with it; what autograd sees is always the parts."""
+    return isinstance(filter, RecurrentFilter)
+
+
+def own_state(filter: Any, state: HistoryState | RecurrentState) -> RecurrentState:
+    """The state of a recurrence in memory of its own, for a step that is a value although it works in place."""
+    state = _for_mode(filter, state)
+    assert isinstance(state, RecurrentState)
+    return RecurrentState(state.state.clone(), state.modes)
+
+
 def recurrence(
-    filter: RecurrentFilter, state: HistoryState | RecurrentState
+    filter: Any, state: HistoryState | RecurrentState
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, ModeLayout | None]:
-    """What the recurrence of a step takes: poles, residues, pass-through, the state's tensor, and the modes' layout."""
+    """What a fused step takes: poles, residues, pass-through, the state's tensor, and the modes' layout."""
     assert isinstance(state, RecurrentState)
     modes = stream_modes(filter, state)
     return *modes[:3], state.state, modes.layout if isinstance(modes, PackedModes) else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from longconv.filters import build_filter
+from longconv.functional import multi_hyena_step_
 from longconv.kernels.shortconv import short_conv, short_conv_step
 from longconv.state import LayerState, map_tensors
 
@@ -23,6 +24,9 @@ from .long_conv import (
     long_conv,
     long_conv_step,
     long_conv_step_,
+    own_state,
+    recurrence,
+    takes_fused_step,
 )
 
 
@@ -170,6 +174,10 @@ class MultiHyena(Mixer):
         O(1) in the context T if the filter is recurrent, else O(log^2 T) amortised, or O(T) with gradients enabled.
         """
         self.check_step(x_t, state)
+        if self._fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            inner = own_state(self.long_filters[0], state.long)
+            own = MultiHyenaState(state.position, state.short.clone(), inner, state.pairs)
+            return self._advance(x_t, own), own
         u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
         q, z = self._products(u[..., None])
         z_t, long = long_conv_step(self.long_filters[0], z[..., 0], self.skip, state.long)
@@ -178,9 +186,20 @@ class MultiHyena(Mixer):
 
     @torch.no_grad()
     def step_(self, x_t: Tensor, state: MultiHyenaState) -> Tensor:
-        """Mix one sample in place; see `Mixer.step_`."""
+        """Mix one sample in place; see `Mixer.step_`. All between the projections is `multi_hyena_step_`."""
         self.check_step_(x_t, state)
-        u, short = short_conv_step(self.in_proj(x_t), state.short, self.short_weight, self.short_bias)
+        return self._advance(x_t, state)
+
+    def _advance(self, x_t: Tensor, state: MultiHyenaState) -> Tensor:
+        """Mix one sample in place."""
+        u = self.in_proj(x_t)
+        if self._fused:
+            poles, residues, passthrough, inner, layout = recurrence(self.long_filters[0], state.long)
+            around = u, state.short, self.short_weight, self.short_bias
+            y = multi_hyena_step_(*around, poles, residues, passthrough, self.skip, inner, layout)
+            state.position += 1
+            return self.out_proj(y)
+        u, short = short_conv_step(u, state.short, self.short_weight, self.short_bias)
         state.short.copy_(short)
         q, z = self._products(u[..., None])
         z_t = long_conv_step_(self.long_filters[0], z[..., 0], self.skip, state.long)
@@ -201,6 +220,11 @@ class MultiHyena(Mixer):
     def state_copies(self) -> int:
         """See `Mixer.state_copies`: N^2, one for each product of a key's channel and a value's."""
         return self.head_dim**2
+
+    @property
+    def _fused(self) -> bool:
+        """Whether all between the projections is `multi_hyena_step_`."""
+        return self.causal and takes_fused_step(self.long_filters[0])
 
     @property
     def is_recurrent(self) -> bool:

@@ -5,10 +5,15 @@ import torch
 from gpu_cases import DTYPES, at_each_place
 from numerics import assert_close
 
-from longconv.functional import hyena_step_, modal_step_
-from longconv.kernels.recurrence import hyena_step_reference, modal_scan_reference, mode_layout
+from longconv.functional import hyena_step_, modal_step_, multi_hyena_step_
+from longconv.kernels.recurrence import (
+    hyena_step_reference,
+    modal_scan_reference,
+    mode_layout,
+    multi_hyena_step_reference,
+)
 from longconv.kernels.recurrence.dispatch import unsuitable
-from longconv.layers import Hyena
+from longconv.layers import GlobalConv, Hyena, MultiHyena
 
 HYENA = ("u_t", "short_state", "short_weight", "short_bias", "poles", "residues", "passthrough", "skip", "state")
 STATES = (torch.complex64, torch.complex128)
@@ -66,6 +71,48 @@ def test_steps_equal_the_definition(place, case, packed):
     assert_close(after * there, state_ref * there, torch.float32, "state")
 
 
+@at_each_place(
+    [((2, 3, 4, 5), 3, torch.float32, torch.complex128), ((3, 2, 3, 4), 2, torch.bfloat16, torch.complex64)],
+    [
+        (sizes, K, dtype, state)
+        for sizes, K in (((1, 96, 8, 16), 3), ((64, 32, 8, 16), 4), ((7, 5, 33, 9), 1), ((16, 768, 1, 2), 3))
+        for dtype in DTYPES
+        for state in STATES
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_heads_equal_the_definition(place, case, packed):
+    (B, M, H, N), K, dtype, state = case
+    modes, short = make(place, B * H * H, M, N, K, dtype, state, packed), make(place, B, M * H, 1, K, dtype, state)
+    given = ("u_t", "short_state", "short_weight", "short_bias")
+    table, x = ({**modes[i], **{name: short[i][name] for name in given}} for i in (0, 1))
+    layout = x["layout"]
+    there = (table["residues"] != 0) if layout is not None else torch.ones_like(table["residues"]).bool()
+    for _ in range(2):
+        y_ref, short_ref, state_ref = multi_hyena_step_reference(*(table[name] for name in HYENA))
+        assert_close(multi_hyena_step_(**x, impl="triton"), y_ref)
+        assert torch.equal(x["short_state"], short_ref.to(dtype))
+        after = x["state"] if layout is None else layout.unpack(x["state"])
+        assert_close(after * there, state_ref * there, torch.float32, "state")
+        table = {**table, "short_state": short_ref, "state": after}
+
+
+@at_each_place(
+    [((2, 5, 7), torch.bfloat16, torch.complex64)],
+    [(sizes, dtype, state) for sizes in ((1, 768, 16), (64, 257, 33)) for dtype in DTYPES for state in STATES],
+)
+@pytest.mark.parametrize("activation", [None, "gelu", "silu", "relu"])
+def test_skip_bias_and_activation(place, case, activation):
+    (B, D, N), dtype, state = case
+    _, x = make(place, B, D, N, 1, dtype, state)
+    u, names = x["u_t"][:, :D], ("poles", "residues", "passthrough", "state")
+    y_ref, _ = modal_scan_reference(u[..., None], *(x[name] for name in names))
+    y_ref = y_ref[..., 0] + x["skip"].double() * u.double() + x["short_bias"][:D].double()
+    y_ref = y_ref if activation is None else getattr(torch.nn.functional, activation)(y_ref)
+    around = {"skip": x["skip"], "bias": x["short_bias"][:D], "activation": activation}
+    assert_close(modal_step_(u, *(x[name] for name in names), **around, impl="triton"), y_ref)
+
+
 @pytest.mark.gpu
 class TestOnGPU:
     def test_auto_is_triton_except_for_float64(self):
@@ -115,15 +162,19 @@ class TestOnGPU:
         assert_close(torch.compile(f, fullgraph=True)(copies[0]), f(copies[1]).double())
         assert torch.equal(copies[0]["state"], copies[1]["state"])
 
+    @pytest.mark.parametrize("Layer", [Hyena, MultiHyena, GlobalConv])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-    def test_a_layer_in_a_cuda_graph(self, dtype):
-        """The step is recorded once; replays give what `step` does."""
-        layer = Hyena(64, filter={"name": "modal", "order": 8}).eval().cuda().to(dtype)
+    def test_a_layer_in_a_cuda_graph(self, dtype, Layer):
+        """The step is recorded once; replays give what the convolution does."""
+        layer = Layer(64, filter={"name": "modal", "order": 8}).eval().cuda().to(dtype)
         with torch.no_grad():
-            layer.long_filters[0].residue[:48, 3:] = 0  # states without padding
+            filter = layer.long_filters[0]
+            filter.residue[: 3 * filter.channels // 4, 3:] = 0  # states without padding
             x = torch.randn(3, 40, 64, device="cuda", dtype=dtype)
+            expected = layer(x)
             _, state = layer(x[:, :20], return_state=True)
-            assert state.long[0].state.dim() == 2
+            long = state.long[0] if isinstance(state.long, tuple) else state.long
+            assert long.state.dim() == 2
             fixed, x_t = state.clone(), x[:, 20].clone()
             kept = fixed.clone()
             warm = torch.cuda.Stream()
@@ -140,3 +191,5 @@ class TestOnGPU:
                 graph.replay()
                 y, state = layer.step(x[:, t], state)
                 assert_close(y_t, y.double(), dtype)
+                if dtype == torch.float32:
+                    assert_close(y_t, expected[:, t].double())

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_close, relative_l2
+from recurrence_cases import HYENA, impls, lengths, make, ragged
 
 from longconv.kernels import gpu
 from longconv.kernels.recurrence import (
@@ -23,41 +24,6 @@ from longconv.kernels.recurrence import (
 from longconv.kernels.recurrence.dispatch import unsuitable
 from longconv.kernels.recurrence.layout import MAX_PADDING
 from longconv.kernels.recurrence.op import hyena_step_op, modal_step_op, spread
-
-IMPLS = ["torch", "triton"] if gpu.interpreting() else ["torch"]
-impls = pytest.mark.parametrize("impl", IMPLS)
-HYENA = ("u_t", "short_state", "short_weight", "short_bias", "poles", "residues", "passthrough", "skip", "state")
-
-
-def modes(D, N, dtype=torch.complex128):
-    poles = torch.polar(0.3 + 0.69 * torch.rand(D, N).double(), 6.3 * torch.rand(D, N).double())
-    residues = torch.randn(D, N, dtype=torch.complex128)
-    return poles.to(dtype), residues.to(dtype), torch.randn(D, dtype=dtype.to_real())
-
-
-def make(B, D, N, K, dtype=torch.float32, state=torch.complex128, arithmetic=torch.complex128):
-    """Arguments of `hyena_step_` by name; those of `modal_step_` are among them."""
-    poles, residues, passthrough = modes(D, N, arithmetic)
-    wide = torch.promote_types(dtype, torch.float32)
-    return {
-        "u_t": torch.randn(B, 3 * D).to(dtype),
-        "short_state": torch.randn(B, 3 * D, K - 1).to(dtype),
-        "short_weight": torch.randn(3 * D, K).to(wide) / K**0.5,
-        "short_bias": torch.randn(3 * D).to(wide),
-        "poles": poles,
-        "residues": residues,
-        "passthrough": passthrough,
-        "skip": torch.randn(D).to(wide),
-        "state": torch.randn(B, D, N, dtype=state),
-    }
-
-
-def ragged(x, keep):
-    """The same with modes in a layout, given which are used (D, N); residues of the others become 0."""
-    layout = mode_layout(keep)
-    x = {**x, "residues": torch.where(keep, x["residues"], 0)}
-    packed = {name: layout.pack(x[name]) for name in ("poles", "residues", "state")}
-    return x, {**x, **packed, "layout": layout}
 
 
 def check_hyena(x, impl, table=None, **options):
@@ -97,7 +63,7 @@ SIZES = [(1, 1, 1), (2, 5, 3), (3, 9, 17), (9, 4, 40), (1, 17, 2)]
 
 @impls
 @pytest.mark.parametrize("state", [torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_equals_the_definition(dtype, state, impl):
     taps = itertools.cycle([3, 1, 2, 7])
     for (B, D, N), K in zip(SIZES, taps, strict=False):
@@ -144,12 +110,6 @@ def test_steps_equal_the_sequence(impl):
         y_t, short, state = hyena_step_reference(**{**x, "u_t": u_t, "short_state": short, "state": state})
         wanted.append(y_t)
     assert_close(torch.stack(out), torch.stack(wanted))
-
-
-def lengths(D, N, low=1):
-    """Which modes are used: those of channel d are a random choice of a random number of them."""
-    counts = torch.randint(low, N + 1, (D,))
-    return torch.rand(D, N).argsort(-1) < counts[:, None]
 
 
 @impls
@@ -285,7 +245,7 @@ def test_opcheck_and_graphs(packed, impl):
     modal = [x["u_t"][:, :4], *(x[name] for name in ("poles", "residues", "passthrough", "state"))]
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(hyena_step_op, (*hyena, *spread(layout), impl), test_utils=tests)
-    torch.library.opcheck(modal_step_op, (*modal, *spread(layout), impl), test_utils=tests)
+    torch.library.opcheck(modal_step_op, (*modal, *spread(layout), None, None, None, impl), test_utils=tests)
 
     def two(u_t, short_state, state):
         y = hyena_step_(u_t, short_state, *hyena[2:8], state, layout, impl=impl)

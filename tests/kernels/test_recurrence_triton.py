@@ -11,6 +11,7 @@ from longconv.kernels.gpu import TARGETS, case_of, compile_all, table
 from longconv.kernels.recurrence import mode_layout
 
 triton_step = pytest.importorskip("longconv.kernels.recurrence.triton_step")
+triton_multi_hyena = pytest.importorskip("longconv.kernels.recurrence.triton_multi_hyena")
 # Bytes of a thread that may go through local memory: none in most variants, 8 in one with 16 taps on sm_86, where the
 # compiler keeps to 80 registers of its own accord.
 SPILL_BUDGET = 8
@@ -18,27 +19,37 @@ SPILL_BUDGET = 8
 REGISTERS = 128
 
 
-def launches(monkeypatch, dtype, state, sizes, K, packed=False):
-    """What the two steps launch for (B, D, N) = sizes."""
+def launches(monkeypatch, dtype, state, sizes, K, packed=False, head=4, activation="gelu"):
+    """What the three steps launch for (B, D, N) = sizes; MultiHyena with heads of `head` channels, if D has such."""
     cases = []
 
     def record(kernel, programs, arguments, config):
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
-        tile = "x".join(str(config.constants[name]) for name in ("BB", "BD", "BN"))
+        tile = "x".join(str(config.constants[name]) for name in ("BB", "BD", "BE", "BN") if name in config.constants)
         kind = f"{str(dtype)[6:]}, state {str(state)[6:]}{', packed' if packed else ''}"
         cases.append(case_of(kernel, given, config, f"{kernel.fn.__name__[:5]} K={K} {tile} {kind}"))
 
-    monkeypatch.setattr(triton_step, "_start", record)
+    monkeypatch.setattr(triton_step, "start", record)
+    monkeypatch.setattr(triton_multi_hyena, "start", record)
     B, D, N = sizes
-    layout = mode_layout((torch.arange(N) < N // 2) | (torch.arange(D) % 2 == 0)[:, None]) if packed else None
-    poles, memory = torch.zeros(D, N, dtype=torch.complex128), torch.zeros(B, D, N, dtype=state)
-    if layout is not None:
-        poles, memory = layout.pack(poles), layout.pack(memory)
-    through = torch.zeros(D).double()
-    triton_step.modal_step_(torch.zeros(B, D, dtype=dtype), poles, poles, through, memory, layout)
+
+    def recurrence(rows, D):
+        """Poles, readout, pass-through; skip; state and layout."""
+        layout = mode_layout((torch.arange(N) < N // 2) | (torch.arange(D) % 2 == 0)[:, None]) if packed else None
+        poles, memory = torch.zeros(D, N, dtype=torch.complex128), torch.zeros(rows, D, N, dtype=state)
+        if layout is not None:
+            poles, memory = layout.pack(poles), layout.pack(memory)
+        return (poles, poles, torch.zeros(D).double()), torch.zeros(D), (memory, layout)
+
+    modes, skip, memory = recurrence(B, D)
+    around = (None, None, None) if activation is None else (skip, skip, activation)
+    triton_step.modal_step_(torch.zeros(B, D, dtype=dtype), *modes, *memory, *around)
     u, past = torch.zeros(B, 3 * D, dtype=dtype), torch.zeros(B, 3 * D, K - 1, dtype=dtype)
-    taps = torch.zeros(3 * D, K), torch.zeros(3 * D)
-    triton_step.hyena_step_(u, past, *taps, poles, poles, through, torch.zeros(D), memory, layout)
+    before = u, past, torch.zeros(3 * D, K), torch.zeros(3 * D)
+    triton_step.hyena_step_(*before, *modes, skip, *memory)
+    H = head if D % head == 0 else 1
+    modes, skip, memory = recurrence(B * H * H, D // H)
+    triton_multi_hyena.multi_hyena_step_(*before, *modes, skip, *memory)
     return cases
 
 
@@ -57,17 +68,17 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tensors on 
 def test_every_target(monkeypatch):
     """The largest tile, with everything that a call can ask for, and the tile of a single sequence."""
     cases = launches(monkeypatch, torch.bfloat16, torch.complex128, (64, 768, 16), 3)
-    cases += launches(monkeypatch, torch.bfloat16, torch.complex64, (1, 768, 32), 6, packed=True)
+    cases += launches(monkeypatch, torch.bfloat16, torch.complex64, (1, 768, 32), 6, True, head=8, activation="silu")
     reports = compile_all(cases)
-    assert len(reports) == 4 * len(TARGETS)
+    assert len(reports) == 6 * len(TARGETS)
     assert_fits(reports)
 
 
 @needs_no_gpu
 def test_sizes_of_one_compile(monkeypatch):
     """A stride of one is a constant of the program; odd sizes leave nothing aligned."""
-    cases = launches(monkeypatch, torch.float16, torch.complex64, (1, 1, 1), 1)
-    cases += launches(monkeypatch, torch.float32, torch.complex128, (3, 37, 5), 2)
+    cases = launches(monkeypatch, torch.float16, torch.complex64, (1, 1, 1), 1, activation=None)
+    cases += launches(monkeypatch, torch.float32, torch.complex128, (3, 37, 5), 2, head=37, activation="relu")
     assert_fits(compile_all(cases, [TARGETS["sm_90"]]))
 
 
@@ -75,12 +86,13 @@ def test_sizes_of_one_compile(monkeypatch):
 @needs_no_gpu
 def test_every_variant_for_every_target(monkeypatch):
     cases, dtypes = [], itertools.cycle((torch.float32, torch.float16, torch.bfloat16))
+    heads, activations = itertools.cycle((8, 16, 64, 1, 128)), itertools.cycle(("gelu", "silu", "relu", None))
     sizes = [(1, 768, 16), (1, 64, 4), (3, 768, 1), (8, 2048, 64), (64, 768, 16), (64, 768, 2)]
     for (size, K), state, packed in itertools.product(
         zip(sizes, (3, 4, 3, 16, 3, 1), strict=True), (torch.complex64, torch.complex128), (False, True)
     ):
         if size[2] > 1 or not packed:
-            cases += launches(monkeypatch, next(dtypes), state, size, K, packed)
+            cases += launches(monkeypatch, next(dtypes), state, size, K, packed, next(heads), next(activations))
     assert_fits(compile_all(cases))
 
 
@@ -96,6 +108,19 @@ def test_few_variants_for_all_sizes():
         assert BD <= 2 * D
         seen.add((BB, BD, BN))
     assert len(seen) <= 70
+
+
+def test_few_variants_for_all_heads():
+    seen = set()
+    for B, H, N in itertools.product((1, 2, 3, 7, 8, 9, 1000), (1, 2, 4, 5, 8, 64, 100, 600), (0, 1, 2, 9, 16, 64)):
+        config = triton_multi_hyena.configuration(B, H, N, 3)
+        BB, BE, BN = (config.constants[name] for name in ("BB", "BE", "BN"))
+        assert all(n & (n - 1) == 0 for n in (BB, BE, BN, config.num_warps))
+        assert H <= BE < 2 * H
+        assert max(BE, triton_multi_hyena.TILE) >= BB * BE * BN
+        assert BB < 2 * B
+        seen.add((BB, BE, BN))
+    assert len(seen) <= 90
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="reads addresses that are not there")

@@ -1,5 +1,6 @@
 """States of recurrent filters: without padding, in less precision, in models and in little memory."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,8 +12,7 @@ from numerics import assert_close
 
 from longconv.filters import ModalFilter, PackedModes, S4DFilter, set_state_dtype
 from longconv.kernels.recurrence import modal_scan_reference
-from longconv.layers import Hyena, build_layer
-from longconv.layers import hyena as hyena_layer
+from longconv.layers import GlobalConv, Hyena, MultiHyena, build_layer
 
 D, N = 12, 10
 
@@ -174,20 +174,63 @@ def test_layers_with_states_without_padding(make):
         assert_close(y, expected[rows, 32:], torch.float32)
 
 
+FUSED = {"hyena": "hyena_step_", "multi_hyena": "multi_hyena_step_", "global_conv": "modal_step_"}
+
+
 def test_the_fused_step_is_taken_where_it_applies(monkeypatch):
-    calls, fused = [], hyena_layer.hyena_step_
-    monkeypatch.setattr(hyena_layer, "hyena_step_", lambda *a: calls.append(1) or fused(*a))
+    calls = []
+    for module, name in FUSED.items():
+        module = importlib.import_module(f"longconv.layers.{module}")
+        fused = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, fused=fused, **k: calls.append(1) or fused(*a, **k))
 
     def runs(layer):
+        """Calls of a step in place, and of one whose old state stays as it was; with gradients there are none."""
         calls.clear()
-        layer.step_(torch.randn(2, D), layer.init_state(2))
-        return len(calls)
+        x, state = torch.randn(2, D), layer.init_state(2)
+        layer.step(x, state)
+        assert not calls
+        layer.step_(x, state.clone())
+        in_place = len(calls)
+        with torch.no_grad():
+            kept = state.clone()
+            first, _ = layer.step(x, state)
+            again, _ = layer.step(x, kept)
+            if not layer.training:
+                assert torch.equal(first, again)
+        assert len(calls) == 3 * in_place
+        return in_place
 
-    assert runs(Hyena(D, filter={"name": "modal", "order": N}, dropout=0.5).eval()) == 1
+    modal = {"name": "modal", "order": N}
+    assert runs(Hyena(D, filter=modal, dropout=0.5).eval()) == 1
     assert runs(Hyena(D, filter={"name": "s4d", "state_size": 4})) == 1
     assert runs(Hyena(D, filter={"name": "rtf", "order": 4})) == 0
-    assert runs(Hyena(D, order=3, filter={"name": "modal", "order": N})) == 0
-    assert runs(Hyena(D, filter={"name": "modal", "order": N}, dropout=0.5).train()) == 0
+    assert runs(Hyena(D, order=3, filter=modal)) == 0
+    assert runs(Hyena(D, filter=modal, dropout=0.5).train()) == 0
+    assert runs(MultiHyena(D, num_heads=3, filter=modal)) == 1
+    assert runs(MultiHyena(D, num_heads=3, filter={"name": "rtf", "order": 4})) == 0
+    assert runs(GlobalConv(D, filter=modal, dropout=0.5).eval()) == 1
+    assert runs(build_layer("s4d", D)) == 1
+    assert runs(GlobalConv(D, filter=modal, dropout=0.5).train()) == 0
+    assert runs(GlobalConv(D, filter=modal, short_kernel=3)) == 0
+    assert runs(GlobalConv(D, filter={"name": "rtf", "order": 4})) == 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu", "none"])
+@pytest.mark.parametrize(
+    "options", [{}, {"skip": False, "bias": True, "output": "linear"}, {"output": "none"}], ids=str
+)
+def test_the_fused_step_of_a_global_conv_is_its_forward_pass(activation, options):
+    layer = GlobalConv(D, filter={"name": "modal", "order": N}, activation=activation, **options)
+    if layer.bias is not None:
+        torch.nn.init.normal_(layer.bias)
+    x, state = torch.randn(2, 20, D), layer.init_state(2)
+    with torch.no_grad():
+        outputs = []
+        for x_t in x.unbind(1):
+            y_t, state = layer.step(x_t, state)
+            outputs.append(y_t)
+    assert_close(torch.stack(outputs, 1), layer(x).detach().double())
 
 
 def test_models_keep_their_layout_and_choose_a_precision(tmp_path):
