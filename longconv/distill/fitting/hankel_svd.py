@@ -102,23 +102,31 @@ def _sections(g: Tensor, n: int, l: int, thorough: bool) -> tuple[Tensor, Tensor
     dense = m <= _DENSE_ROWS or 2 * l >= m
     block = max(1, BLOCK_ELEMENTS // max(1, m * q if dense else 2 * l * M))
     sigma, shift, last = g.new_zeros(D, n), g.new_zeros(D, l, l), g.new_zeros(D, l)
-    for start in range(0, D, block):
-        rows = slice(start, start + block)
-        s, U = _dense_svd(g[rows], m, q, l) if dense else _randomised_svd(g[rows], l, n, _ROUNDS if thorough else 0)
+    generator = torch.Generator().manual_seed(0)
+    start = None if dense else torch.randn(l, q, generator=generator, dtype=g.dtype).to(g.device)
+    for begin in range(0, D, block):
+        rows = slice(begin, begin + block)
+        # Left singular vectors are the rows of turn^T Q. All that is needed of them are products, so they stay apart.
+        if start is None:
+            s, Q = _dense_svd(g[rows], m, q, l)
+            shift[rows], last[rows] = Q[..., :-1] @ Q[..., 1:].mT, Q[..., -1]
+        else:
+            s, Q, turn = _randomised_svd(g[rows], start, n, _ROUNDS if thorough else 0)
+            shift[rows] = turn.mT @ (Q[..., :-1] @ Q[..., 1:].mT) @ turn
+            last[rows] = (Q[..., -1:].mT @ turn)[:, 0]
         sigma[rows] = s[:, :n]
-        shift[rows] = U[:, :-1].mT @ U[:, 1:]
-        last[rows] = U[:, -1]
     return sigma, shift, last
 
 
 def _dense_svd(g: Tensor, m: int, q: int, l: int) -> tuple[Tensor, Tensor]:
+    """Singular values (D, l) and left singular vectors in rows (D, l, m)."""
     H = g.unfold(-1, q, 1)  # (D, m, q)
     if m != q:
         U, s, _ = torch.linalg.svd(H, full_matrices=False)
-        return s[:, :l], U[..., :l]
+        return s[:, :l], U[..., :l].mT
     values, vectors = torch.linalg.eigh(H)  # symmetric: ten times cheaper
     s, index = values.abs().sort(dim=-1, descending=True, stable=True)
-    return s[:, :l], vectors.gather(-1, index[:, None, :l].expand(-1, m, -1))
+    return s[:, :l], vectors.gather(-1, index[:, None, :l].expand(-1, m, -1)).mT
 
 
 class _Hankel:
@@ -146,15 +154,16 @@ class _Hankel:
         return torch.fft.irfft(X, self.size)[..., :length]
 
 
-def _randomised_svd(g: Tensor, l: int, n: int, rounds: int) -> tuple[Tensor, Tensor]:
-    """Subspace iteration; vectors are rows (D, l, m), contiguous for the FFT and column-major for QR."""
+def _randomised_svd(g: Tensor, start: Tensor, n: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Subspace iteration from the vectors of start (l, q): sigma (D, l), Q (D, l, m), and the rotation (D, l, l).
+
+    Vectors are rows, contiguous for the FFT and column-major for QR. The left singular vectors are rotation^T Q.
+    """
     matrix = _Hankel(g)
 
     def orthonormal(rows: Tensor) -> Tensor:
         return torch.linalg.qr(rows.mT)[0].mT
 
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(l, matrix.q, generator=generator, dtype=g.dtype).to(g.device)
     Q = orthonormal(matrix.rows(start[None]))
     for count in range(1, rounds + 1):
         Q, R = torch.linalg.qr(matrix.rows(orthonormal(matrix.columns(Q))).mT)
@@ -165,4 +174,4 @@ def _randomised_svd(g: Tensor, l: int, n: int, rounds: int) -> tuple[Tensor, Ten
             break
     R = torch.linalg.qr(matrix.columns(Q).mT, mode="r")[1]  # Q^T H = R^T (orthonormal)^T
     U, s, _ = torch.linalg.svd(R.mT)
-    return s, Q.mT @ U
+    return s, Q, U
