@@ -31,25 +31,24 @@ class Exponentials:
 
     def __init__(self, poles: Tensor, columns: Tensor, count: int) -> None:
         self.poles, self.columns, self.count = poles, columns, count
-        self.T = T = max(1, 1 << (math.isqrt(count).bit_length() - 1))
-        inner = geometric(poles, T + 1).mT  # (D, T + 1, N)
-        self.outer = geometric(inner[:, T], -(-count // T)).mT  # (D, C, N)
-        self.inner = torch.view_as_real(inner[:, :T].contiguous()).flatten(-2)  # (D, T, 2N)
+        self.T, C = _split(count)
+        inner = geometric(poles, self.T + 1).mT  # (D, T + 1, N)
+        self.outer = geometric(inner[:, self.T], C).mT  # (D, C, N)
+        self.inner = torch.view_as_real(inner[:, : self.T].contiguous()).flatten(-2)  # (D, T, 2N)
 
-    def model(self, residues: Tensor) -> Tensor:
-        """Re sum_n R_n lambda_n^t: (D, M)."""
-        left = torch.view_as_real((residues[:, None] * self.outer).conj().resolve_conj()).flatten(-2)
-        return torch.bmm(left, self.inner.mT).flatten(1)[:, : self.count]
+    def residual(self, g: Tensor, residues: Tensor) -> Tensor:
+        """g_t - Re sum_n R_n lambda_n^t of `padded` taps g, padded."""
+        left = torch.view_as_real((residues[:, None] * self.outer).conj_physical_()).flatten(-2)
+        out = torch.baddbmm(g.unflatten(1, (-1, self.T)), left, self.inner.mT, alpha=-1).flatten(1)
+        out[:, self.count :] = 0.0
+        return out
 
     def correlate(self, r: Tensor, slope: bool = False) -> Tensor:
-        """sum_t r_t lambda^t, or with `slope` sum_t t r_t lambda^t, (D, N), of r (D, M)."""
-        C, T = self.outer.shape[1], self.T
-        r = torch.nn.functional.pad(r, (0, C * T - self.count)).view(-1, C, T)
-        if not slope:
-            return (self.outer * torch.view_as_complex(torch.bmm(r, self.inner).unflatten(-1, (-1, 2)))).sum(1)
-        b = torch.arange(T, dtype=r.dtype, device=r.device)
-        a = T * torch.arange(C, dtype=r.dtype, device=r.device)[:, None]
-        return (self.outer * torch.view_as_complex(torch.bmm((a + b) * r, self.inner).unflatten(-1, (-1, 2)))).sum(1)
+        """sum_t r_t lambda^t, or with `slope` sum_t t r_t lambda^t, (D, N), of padded r."""
+        if slope:
+            r = r * torch.arange(r.shape[1], dtype=r.dtype, device=r.device)
+        parts = torch.view_as_complex(torch.bmm(r.unflatten(1, (-1, self.T)), self.inner).unflatten(-1, (-1, 2)))
+        return parts.mul_(self.outer).sum(1)
 
     def sums(self, slopes: bool) -> tuple[Tensor, ...]:
         """`power_sums` of lambda_n lambda_m and of lambda_n conj(lambda_m), side by side: (D, N, 2N) each."""
@@ -57,6 +56,18 @@ class Exponentials:
         last = power(lam, self.count)
         z, zM = (x[:, :, None] * torch.cat([x, x.conj()], dim=1)[:, None] for x in (lam, last))
         return power_sums(z, self.count, slopes, last=zM)
+
+
+def padded(g: Tensor) -> Tensor:
+    """Taps (D, M) with zeros behind them, as many as `Exponentials` needs to split exponents in two."""
+    T, C = _split(g.shape[1])
+    return torch.nn.functional.pad(g, (0, C * T - g.shape[1]))
+
+
+def _split(count: int) -> tuple[int, int]:
+    """T and C for exponents a T + b with a < C and b < T, at least `count` of them."""
+    T = max(1, 1 << (math.isqrt(count).bit_length() - 1))
+    return T, -(-count // T)
 
 
 @dataclasses.dataclass
@@ -83,11 +94,11 @@ class Normal:
     def fit(
         self, basis: Exponentials, g: Tensor, residues: Tensor, sweeps: int, left: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Improve residues (D, N) towards the least-squares fit of g (D, M): residues, and what is `left` of g."""
-        left = g - basis.model(residues) if left is None else left
+        """Improve residues (D, N) towards the fit of `padded` taps g: residues, and what is `left` of g, padded."""
+        left = basis.residual(g, residues) if left is None else left
         for _ in range(sweeps):
             residues = residues + to_complex(self.solve(pair(basis.correlate(left)) * basis.columns))
-            left = g - basis.model(residues)
+            left = basis.residual(g, residues)
         return residues, left
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bank import Bank
-from .exponentials import Exponentials
+from .exponentials import Exponentials, padded
 
 _RADII = (0.9, 0.99)
 
@@ -54,7 +54,7 @@ def gradient(
     radius = _RADII[0] + (_RADII[1] - _RADII[0]) * draw[0]
     turning = torch.where(real, 0.0, 1.0)
     columns = torch.cat([used, used & ~real], dim=1)
-    target = g / torch.where(norm > 0, norm, 1.0)
+    target = padded(g / torch.where(norm > 0, norm, 1.0))
     log_rate, angle, residue = (-radius.log()).log(), math.pi * draw[1] * turning, 0.1 * (2 * draw[2:] - 1)
     optimizer = torch.optim.AdamW([log_rate, angle, residue], lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -65,7 +65,7 @@ def gradient(
     for step in range(steps):
         basis = Exponentials(poles(), columns, g.shape[1])
         R = torch.complex(residue[0], residue[1] * turning) * used
-        left = target - basis.model(R)
+        left = basis.residual(target, R)
         # Minus half the gradient of the squared error: for the residues, and for the logarithms of the poles.
         v, w = basis.correlate(left), R * basis.correlate(left, slope=True)
         residue.grad = -2 * torch.stack([v.real * used, -v.imag * used * turning])

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .exponentials import Exponentials, Normal, inner_products, pair, to_complex
+from .exponentials import Exponentials, Normal, inner_products, padded, pair, to_complex
 
 _BLOCK_ELEMENTS = 1 << 17  # complex numbers of one (D, 2N, N) table in flight: few operations, and not much memory
 _SHRINK = 0.1  # a decay rate goes down to this fraction of itself in one step, at most
@@ -58,11 +58,11 @@ def _polish_block(
 ) -> tuple[Tensor, Tensor]:
     scale = torch.linalg.vector_norm(g, dim=-1)
     scale = torch.where(scale > 0, scale, 1.0)
-    g, floor = g / scale[:, None], floor / scale
+    count, g, floor = g.shape[1], padded(g / scale[:, None]), floor / scale
     real = poles.imag == 0
     turn = torch.where(real & (poles.real < 0), math.pi, poles.angle())
     logs = torch.complex(poles.abs().log().clamp(min=_FASTEST - 1, max=-eps), turn)
-    here = _Point.at(logs, used, real, g, torch.zeros_like(poles), sweeps=2)
+    here = _Point.at(logs, used, real, g, count, torch.zeros_like(poles), sweeps=2)
     best_logs, best_loss = here.logs.clone(), here.loss.clone()
     mu = torch.full_like(scale, 1e-3)
     rows = torch.arange(len(g), device=g.device)
@@ -70,7 +70,7 @@ def _polish_block(
         step, foreseen, residues = here.step(mu)
         logs = here.logs + step
         logs = torch.complex(logs.real.clamp(_FASTEST - 1, -eps), logs.imag)
-        trial = _Point.at(logs, here.used, here.real, g[rows], residues, sweeps=1)
+        trial = _Point.at(logs, here.used, here.real, g, count, residues, sweeps=1)
         gain = here.loss - trial.loss
         better = gain > 0
         # Nielsen's rule for the damping would do no better here than fixed ratios.
@@ -83,7 +83,7 @@ def _polish_block(
         if not going.any():
             break
         if not going.all():
-            rows, mu, here = rows[going], mu[going], here.select(going)
+            rows, g, mu, here = rows[going], g[going], mu[going], here.select(going)
     moved = torch.polar(best_logs.real.exp(), best_logs.imag)
     moved = torch.where(real, moved.real + 0j, moved)
     return torch.where(used, moved, poles), best_loss.sqrt() * scale
@@ -105,10 +105,13 @@ class _Point:
     norm: Tensor
 
     @classmethod
-    def at(cls, logs: Tensor, used: Tensor, real: Tensor, g: Tensor, residues: Tensor, sweeps: int) -> "_Point":
+    def at(
+        cls, logs: Tensor, used: Tensor, real: Tensor, g: Tensor, count: int, residues: Tensor, sweeps: int
+    ) -> "_Point":
+        """The point of these logarithms, for `count` taps g, padded, from residues that are close."""
         poles = torch.where(used, torch.polar(logs.real.exp(), logs.imag), 0.0)
         poles = torch.where(real, poles.real + 0j, poles)
-        basis = Exponentials(poles, torch.cat([used, used & ~real], dim=1), g.shape[1])
+        basis = Exponentials(poles, torch.cat([used, used & ~real], dim=1), count)
         plain, sloped, curved = basis.sums(slopes=True)
         normal = Normal.of(plain, basis.columns)
         residues, left = normal.fit(basis, g, residues, sweeps)

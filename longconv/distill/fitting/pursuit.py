@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .bank import compact, widen
-from .exponentials import Exponentials, Normal
+from .exponentials import Exponentials, Normal, padded
 
 _LAST = 7.0  # an exponential counts as gone after so many time constants
 _FASTEST = 0.7
@@ -73,7 +73,8 @@ class _Rate(NamedTuple):
     def of(cls, rate: float, taps: int, device: torch.device) -> "_Rate":
         length = min(taps, math.ceil(_LAST / rate))
         size = _OVERSAMPLING * (1 << max(1, (length - 1).bit_length()))
-        t = torch.arange(length, dtype=torch.float64, device=device)
+        window = torch.zeros(size, device=device)
+        window[:length] = torch.exp(-rate * torch.arange(length, dtype=torch.float64, device=device))
         radius = math.exp(-rate)
         angle = 2 * math.pi / size * torch.arange(size // 2 + 1, dtype=torch.float64, device=device)
         # The Gram matrix of Re lambda^t and -Im lambda^t, from the sums of |lambda|^2t and lambda^2t.
@@ -85,11 +86,11 @@ class _Rate(NamedTuple):
         det = torch.where(plane, det, 1.0)
         energy = torch.stack([torch.where(plane, b / det, 1 / a), -2 * c / det * plane, a / det * plane])
         # The FFT gives x + i y for lambda with a positive angle: y = -sum r Im lambda^t.
-        return cls(radius, torch.exp(-rate * t).float(), size, energy.float())
+        return cls(radius, window, size, energy.float())
 
     def energies(self, r: Tensor) -> Tensor:
-        """(D, F) of r (D, M) float32."""
-        spectrum = torch.fft.rfft(r[:, : len(self.window)] * self.window, self.size)
+        """(D, F) of r (D, at least `size`) float32."""
+        spectrum = torch.fft.rfft(r[:, : self.size] * self.window)
         x, y = spectrum.real, spectrum.imag
         return x * (self.energy[0] * x + self.energy[1] * y) + self.energy[2] * y * y
 
@@ -101,18 +102,22 @@ def _pursue_block(
     scale = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
     scale = torch.where(scale > 0, scale, 1.0)
     poles, used = compact(poles, used)
-    residues, left, states = torch.zeros_like(poles), g / scale, order
+    target = padded(g / scale)
+    residues, left, states = torch.zeros_like(poles), target, order
 
     def refit(sweeps: int) -> tuple[Tensor, Tensor]:
         basis = Exponentials(poles, torch.cat([used, used & (poles.imag != 0)], dim=1), g.shape[1])
         normal = Normal.of(basis.sums(slopes=False)[0], basis.columns)
-        return normal.fit(basis, g / scale, widen(residues, poles.shape[1]), sweeps, left=left)
+        return normal.fit(basis, target, widen(residues, poles.shape[1]), sweeps, left=left)
 
+    # As long as the longest transform, so that none has to pad.
+    rest = torch.zeros(len(g), max(target.shape[1], *(rate.size for rate in dictionary)), device=g.device)
     if poles.shape[1]:
         poles = torch.where(used, poles, 0.0)
         residues, left = refit(sweeps=2)
     while (states > 0).any():
-        choice = _apart(_strongest(left.float(), states == 1, dictionary), poles)
+        rest[:, : left.shape[1]] = left
+        choice = _apart(_strongest(rest, states == 1, dictionary), poles)
         wanted = states > 0
         states = (states - torch.where(choice.imag == 0, 1, 2)).clamp(min=0)
         # Into the first free place of each row: all tables grow with the number of columns.
@@ -126,7 +131,7 @@ def _pursue_block(
 
 
 def _strongest(r: Tensor, last: Tensor, dictionary: list[_Rate]) -> Tensor:
-    """The pole (D,) whose plane holds most of r (D, M) float32; a real one for those rows that have one state left."""
+    """The pole (D,) whose plane holds most of r (D, ·) float32, taps and zeros; a real one where one state is left."""
     best = torch.full_like(r[:, 0], -1.0)
     choice = torch.zeros(len(r), dtype=torch.complex128, device=r.device)
     for rate in dictionary:

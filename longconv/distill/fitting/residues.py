@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .exponentials import Exponentials, Normal, geometric, pair, to_complex
+from .exponentials import Exponentials, Normal, geometric, padded, pair, to_complex
 
 _NORMAL = 1e-8  # least eps whose square normal equations in float64 resolve
 _GAP = 1e-6  # of the squared residual
@@ -72,11 +72,11 @@ def _by_normal_equations(poles: Tensor, used: Tensor, g: Tensor, eps: float) -> 
     columns = torch.cat([used, used & (poles.imag != 0)], dim=1)
     basis = Exponentials(torch.where(used, poles, 0.0), columns, g.shape[1])
     normal = Normal.of(basis.sums(slopes=False)[0], columns, ridge=eps * eps)
-    left, c = g / scale, torch.zeros_like(columns, dtype=g.dtype)
-    down = pair(basis.correlate(left)) * columns
+    target, c = padded(g / scale), torch.zeros_like(columns, dtype=g.dtype)
+    down = pair(basis.correlate(target)) * columns
     for _ in range(3):  # the second and third time for what rounding left
         c = c + normal.solve(down) * columns
-        left = g / scale - basis.model(to_complex(c))
+        left = basis.residual(target, to_complex(c))
         down = pair(basis.correlate(left)) * columns - eps * eps * normal.norm.square() * c
     loss = left.square().sum(-1)
     gap = (down * normal.solve(down)).sum(-1)  # what one more would gain
