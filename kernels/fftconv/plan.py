@@ -90,16 +90,10 @@ class RightAnglePlan:
     def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """Transform x (..., m <= n), zero-extended to n points; with `conj` the conjugate of that."""
         m, psi = x.shape[-1], self.turn(self.n, conj, False)
-        z = self._room(x, slot)
+        z = _room((*x.shape[:-1], self.n), psi.dtype, self.device, slot)  # contiguous, whatever x is
         z[..., :m].copy_(x).mul_(psi[:m])
         z[..., m:].zero_()
         return ifft_(z) if conj else fft_(z)
-
-    def _room(self, x: Tensor, slot: str | None) -> Tensor:
-        shape, dtype = (*x.shape[:-1], self.n), self.dtype.to_complex()  # contiguous, whatever x is
-        if slot is None:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-        return scratch.empty(slot, shape, dtype, self.device)
 
     def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
         """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
@@ -122,7 +116,8 @@ class LongRightAnglePlan(RightAnglePlan):
 
     def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """As `RightAnglePlan.forward`."""
-        m, z = x.shape[-1], self._room(x, slot)
+        m = x.shape[-1]
+        z = _room((*x.shape[:-1], self.n), self.dtype.to_complex(), self.device, slot)
         used = self._multiply_(z[..., :m].copy_(x))
         z[..., m:].zero_()
         if conj:
@@ -153,32 +148,36 @@ class MonarchPlan:
 
     def __init__(self, outer: int, inner: int, dtype: torch.dtype, device: torch.device) -> None:
         self.n, self.N1, self.N2 = outer * inner, outer, inner
+        self.dtype, self.device = dtype, device
         f1, t1, t2 = (torch.arange(m, dtype=torch.float64) for m in (outer, outer, inner))
         matrix = _unit_circle(-(f1[:, None] * t1 % outer) / outer - t1 / (4 * outer), dtype, device)
-        self.matrix = tuple(torch.cat([m.real, m.imag]) for m in _with_conjugate(matrix))  # (2 N1, N1)
-        self.matrix_inverse = tuple(m / self.n for m in reversed(_with_conjugate(matrix.T.contiguous())))  # (N1, N1)
-        turns = -f1[:, None] * t2 / self.n - t2 / (4 * self.n)
-        self.twiddle = _with_conjugate(_unit_circle(turns, dtype, device))  # (N1, N2)
+        self.matrix = torch.cat([matrix.real, matrix.imag])  # (2 N1, N1)
+        self.matrix_inverse = matrix.T.contiguous() / self.n  # (N1, N1)
+        # One table: that of the conjugates would be as long as a row, and a pass that conjugates a row takes 3 per cent.
+        self.twiddle = torch.empty(outer, inner, dtype=dtype.to_complex(), device=device)
+        for row, f in zip(self.twiddle, f1, strict=True):
+            row.copy_(_unit_circle(-(f + 0.25) * t2 / self.n, dtype, device))
 
     def forward(self, x: Tensor, conj: bool = False, slot: str | None = None) -> Tensor:
         """Transform x (..., m <= n), zero-extended, into factored order; with `conj` the conjugate of that."""
         used = -(-x.shape[-1] // self.N2)  # rows of N2 samples that are not padding
         rows = x.shape[:-1].numel()
-        shape = (*x.shape[:-1], self.n)
         if used * self.N2 != x.shape[-1]:
             x = torch.nn.functional.pad(x, (0, used * self.N2 - x.shape[-1]))
-        planar = torch.bmm(self.matrix[conj][:, :used].expand(rows, -1, -1), x.reshape(rows, used, self.N2))
-        z = torch.complex(planar[:, : self.N1], planar[:, self.N1 :]).mul_(self.twiddle[conj])
-        del planar  # its memory, still in cache, serves the next result
-        return (ifft_(z) if conj else fft_(z)).view(shape)
+        planar = scratch.empty("planar", (rows, 2 * self.N1, self.N2), self.dtype, self.device)
+        torch.bmm(self.matrix[:, :used].expand(rows, -1, -1), x.reshape(rows, used, self.N2), out=planar)
+        z = _room((rows, self.N1, self.N2), self.dtype.to_complex(), self.device, slot)
+        torch.complex(planar[:, : self.N1], planar[:, self.N1 :], out=z).mul_(self.twiddle)
+        return (ifft_(z.conj_physical_()) if conj else fft_(z)).view(*x.shape[:-1], self.n)
 
     def inverse(self, X: Tensor, out: Tensor, conj: bool = False) -> Tensor:
         """Write the first samples of the row with spectrum X, or its conjugate, into `out`; may overwrite X."""
         shape, rows, used = X.shape, X.shape[:-1].numel(), -(-out.shape[-1] // self.N2)
         z = X.view(rows, self.N1, self.N2)
-        z = (fft_(z) if conj else ifft_(z)).mul_(self.twiddle[not conj])
-        del X
-        y = torch.bmm(self.matrix_inverse[conj][:used].expand(rows, -1, -1), z)
+        # Of a real row: its conjugate is itself, so the twiddles may be those of the way there.
+        z = (fft_(z) if conj else ifft_(z).conj_physical_()).mul_(self.twiddle)
+        y = scratch.empty("planar", (rows, used, self.N2), z.dtype, z.device)
+        torch.bmm(self.matrix_inverse[:used].expand(rows, -1, -1), z, out=y)
         return _copy_real(y.view(*shape[:-1], used * self.N2)[..., : out.shape[-1]], out)
 
 
@@ -206,6 +205,10 @@ def factorise(length: int, inner_limit: int) -> tuple[int, int]:
     return outer, next_fast_length(-(-length // outer))
 
 
+def _room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, slot: str | None) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device) if slot is None else scratch.empty(slot, shape, dtype, device)
+
+
 def _copy_real(z: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     """Write the real part of z, times `scale`, into `out`, of any real dtype.
 
@@ -219,11 +222,6 @@ def _copy_real(z: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     if scale != 1:
         wide.mul_(scale)
     return out if wide is out else out.copy_(wide)
-
-
-def _with_conjugate(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (z, conj(z)), to be indexed by whether the conjugate is wanted."""
-    return z, torch.conj_physical(z)
 
 
 def _unit_circle(turns: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

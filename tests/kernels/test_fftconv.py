@@ -161,22 +161,26 @@ def test_factored_transform_equals_the_direct_one(factors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize(("n", "m"), [(8, 8), (9, 9), (75, 75), (75, 40), (75, 38), (75, 3), (1, 1)])
-def test_half_a_table_serves_as_well_as_four(n, m, dtype):
-    """The plan of long rows, at sizes at which its transforms can be compared with the definition."""
-    whole, half = (kind(n, dtype, torch.device("cpu")) for kind in (plan.RightAnglePlan, plan.LongRightAnglePlan))
+@pytest.mark.parametrize("kind", [plan.RightAnglePlan, plan.LongRightAnglePlan, plan.MonarchPlan])
+@pytest.mark.parametrize(
+    ("outer", "n", "m"), [(8, 8, 8), (8, 72, 72), (8, 72, 31), (16, 80, 3), (3, 75, 38), (1, 1, 1)]
+)
+def test_transforms_and_their_conjugates(outer, n, m, kind, dtype):
+    """Both ways of a transform and of its conjugate, with the tables that they share, against the definition."""
+    outer, sizes = (outer, (outer, n // outer)) if kind is plan.MonarchPlan else (1, (n,))
+    p = kind(*sizes, dtype, torch.device("cpu"))
     x, y = torch.randn(2, 3, 2, m, dtype=dtype).unbind()
     t = torch.arange(m, dtype=torch.float64)
     roots = torch.exp(-2j * math.pi * (torch.arange(n, dtype=torch.float64)[:, None] + 0.25) / n)
     for conj in (False, True):
         defined = x.to(torch.complex128) @ (roots.conj() if conj else roots).pow(t).T
-        for p in (whole, half):
-            numerics.assert_close(p.forward(x, conj).to(torch.complex128), defined, dtype)
-            numerics.assert_close(p.inverse(p.forward(x, conj), torch.empty_like(x), conj), x)
-        products = [p.forward(x, conj).mul_(p.forward(y, conj)) for p in (whole, half)]
-        rows = [p.inverse(X, torch.empty_like(x), conj) for p, X in zip((whole, half), products, strict=True)]
-        numerics.assert_close(rows[1], rows[0].double(), dtype)
-        lowered = half.inverse(half.forward(x, conj), torch.empty_like(x, dtype=torch.bfloat16), conj)
+        in_order = p.forward(x, conj).view(3, 2, outer, n // outer).mT.reshape(3, 2, n)
+        numerics.assert_close(in_order.to(torch.complex128), defined, dtype)
+        numerics.assert_close(p.inverse(p.forward(x, conj), torch.empty_like(x), conj), x)
+        product = p.forward(x, conj).mul_(p.forward(y, conj))
+        expected = torch.stack([(x[..., : j + 1] * y[..., : j + 1].flip(-1)).sum(-1) for j in range(m)], -1)
+        numerics.assert_close(p.inverse(product, torch.empty_like(x), conj), expected.double())
+        lowered = p.inverse(p.forward(x, conj), torch.empty_like(x, dtype=torch.bfloat16), conj)
         numerics.assert_close(lowered, x.double())
 
 
