@@ -153,7 +153,7 @@ class MonarchPlan:
         matrix = _unit_circle(-(f1[:, None] * t1 % outer) / outer - t1 / (4 * outer), dtype, device)
         self.matrix = torch.cat([matrix.real, matrix.imag])  # (2 N1, N1)
         self.matrix_inverse = matrix.T.contiguous() / self.n  # (N1, N1)
-        # One table: that of the conjugates would be as long as a row, and a pass that conjugates a row takes 3 per cent.
+        # One table: that of the conjugates would be as long as a row, and to conjugate a row takes 3 per cent.
         self.twiddle = torch.empty(outer, inner, dtype=dtype.to_complex(), device=device)
         for row, f in zip(self.twiddle, f1, strict=True):
             row.copy_(_unit_circle(-(f + 0.25) * t2 / self.n, dtype, device))
