@@ -1,6 +1,4 @@
-"""The Python of docs/generation.md runs as it stands there, one block after the other, its commands exist, and its table
-is that of the recorded rows.
-"""
+"""The Python of docs/generation.md runs as it stands there, its commands exist, and its table is that of the rows."""
 
 import csv
 import re
