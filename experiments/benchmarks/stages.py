@@ -117,20 +117,22 @@ def profile(shape: Shape, repeats: int) -> Profile:
         used = -(-L // plan.N2)
         parts = torch.randn(rows, 2 * plan.N1, plan.N2)
         cut = x[:, : used * plan.N2] if used * plan.N2 == L else torch.nn.functional.pad(x, (0, used * plan.N2 - L))
-        real, inverse = plan.matrix[0][:, :used], plan.matrix_inverse[0][:used]
+        real, inverse = plan.matrix[:, :used], plan.matrix_inverse[:used]
+        product, turned = torch.empty_like(parts), torch.empty(rows, plan.N1, plan.N2, dtype=X.dtype)
+        whole = torch.randn(rows, used * plan.N2, dtype=torch.complex64)
+        brought = whole.view(rows, used, plan.N2)
         calls |= {
             "outer product": (
                 there,
-                lambda: torch.bmm(real.expand(rows, -1, -1), cut.view(rows, used, plan.N2)),
+                lambda: torch.bmm(real.expand(rows, -1, -1), cut.view(rows, used, plan.N2), out=product),
             ),
             "turn": (
                 there,
-                lambda: torch.complex(parts[:, : plan.N1], parts[:, plan.N1 :]).mul_(plan.twiddle[0]),
+                lambda: torch.complex(parts[:, : plan.N1], parts[:, plan.N1 :], out=turned).mul_(plan.twiddle),
             ),
-            "turn back": (back, lambda: z.mul_(plan.twiddle[1])),
-            "outer inverse": (back, lambda: torch.bmm(inverse.expand(rows, -1, -1), z)),
+            "turn back": (back, lambda: z.conj_physical_().mul_(plan.twiddle)),
+            "outer inverse": (back, lambda: torch.bmm(inverse.expand(rows, -1, -1), z, out=brought)),
         }
-        whole = torch.randn(rows, used * plan.N2, dtype=torch.complex64)
     else:
         z = X
         psi = plan.turn(plan.n)
