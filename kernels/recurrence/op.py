@@ -3,6 +3,9 @@
 Outside of a graph the functions are called directly, which takes 20 microseconds less.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,62 +63,43 @@ def modal_step_op(
     return step.step(u_t, poles, residues, passthrough, state, layout, skip, bias, activation, impl)
 
 
-@torch.library.custom_op("longconv::hyena_step_", mutates_args=("short_state", "state"))
-def hyena_step_op(
-    u_t: Tensor,
-    short_state: Tensor,
-    short_weight: Tensor,
-    short_bias: Tensor,
-    poles: Tensor,
-    residues: Tensor,
-    passthrough: Tensor,
-    skip: Tensor,
-    state: Tensor,
-    groups: list[int],
-    order: Tensor | None,
-    place: Tensor | None,
-    starts: Tensor | None,
-    counts: Tensor | None,
-    owners: Tensor | None,
-    impl: str,
-) -> Tensor:
-    """`hyena.hyena_step_`, which checks the arguments."""
-    layout = gathered(groups, order, place, starts, counts, owners)
-    around = (u_t, short_state, short_weight, short_bias)
-    return hyena.step(*around, poles, residues, passthrough, skip, state, layout, impl)
-
-
-@torch.library.custom_op("longconv::multi_hyena_step_", mutates_args=("short_state", "state"))
-def multi_hyena_step_op(
-    u_t: Tensor,
-    short_state: Tensor,
-    short_weight: Tensor,
-    short_bias: Tensor,
-    poles: Tensor,
-    residues: Tensor,
-    passthrough: Tensor,
-    skip: Tensor,
-    state: Tensor,
-    groups: list[int],
-    order: Tensor | None,
-    place: Tensor | None,
-    starts: Tensor | None,
-    counts: Tensor | None,
-    owners: Tensor | None,
-    impl: str,
-) -> Tensor:
-    """`multi_hyena.multi_hyena_step_`, which checks the arguments."""
-    layout = gathered(groups, order, place, starts, counts, owners)
-    around = (u_t, short_state, short_weight, short_bias)
-    return multi_hyena.step(*around, poles, residues, passthrough, skip, state, layout, impl)
-
-
 @modal_step_op.register_fake
-def _(u_t, *rest):  # type: ignore[no-untyped-def]
+def _(u_t: Tensor, *rest: Any) -> Tensor:
     return torch.empty(u_t.shape, dtype=u_t.dtype, device=u_t.device)
 
 
-@hyena_step_op.register_fake
-@multi_hyena_step_op.register_fake
-def _(u_t, *rest):  # type: ignore[no-untyped-def]
-    return torch.empty((u_t.shape[0], u_t.shape[1] // 3), dtype=u_t.dtype, device=u_t.device)
+def _with_short_convolution(name: str, run: Callable[..., Tensor]) -> torch.library.CustomOpDef:
+    """The operator of a step that has a short convolution of 3D channels before it; `run` checks no arguments."""
+
+    @torch.library.custom_op(name, mutates_args=("short_state", "state"))
+    def op(
+        u_t: Tensor,
+        short_state: Tensor,
+        short_weight: Tensor,
+        short_bias: Tensor,
+        poles: Tensor,
+        residues: Tensor,
+        passthrough: Tensor,
+        skip: Tensor,
+        state: Tensor,
+        groups: list[int],
+        order: Tensor | None,
+        place: Tensor | None,
+        starts: Tensor | None,
+        counts: Tensor | None,
+        owners: Tensor | None,
+        impl: str,
+    ) -> Tensor:
+        layout = gathered(groups, order, place, starts, counts, owners)
+        around = (u_t, short_state, short_weight, short_bias)
+        return run(*around, poles, residues, passthrough, skip, state, layout, impl)
+
+    @op.register_fake
+    def _(u_t: Tensor, *rest: Any) -> Tensor:
+        return torch.empty((u_t.shape[0], u_t.shape[1] // 3), dtype=u_t.dtype, device=u_t.device)
+
+    return op
+
+
+hyena_step_op = _with_short_convolution("longconv::hyena_step_", hyena.step)
+multi_hyena_step_op = _with_short_convolution("longconv::multi_hyena_step_", multi_hyena.step)

@@ -44,9 +44,8 @@ def _without_autocast(function: Callable[P, R]) -> Callable[P, R]:
         first = args[0] if args else next(iter(kwargs.values()))
         if not isinstance(first, Tensor) or first.device.type == "meta":
             return function(*args, **kwargs)
-        if not torch.is_autocast_enabled(
-            first.device.type
-        ):  # a step is a handful of operations: no context for nothing
+        # A step is a handful of operations: no context for nothing.
+        if not torch.is_autocast_enabled(first.device.type):
             return function(*args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return function(*args, **kwargs)

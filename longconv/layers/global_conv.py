@@ -30,6 +30,7 @@ from .long_conv import (
     long_conv_step_,
     own_state,
     recurrence,
+    steps_on_a_copy,
     support,
     takes_fused_step,
 )
@@ -180,7 +181,7 @@ class GlobalConv(Mixer):
         where a filter of K taps has T = K at most.
         """
         self.check_step(x_t, state)
-        if self._fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if steps_on_a_copy(self._fused):
             own = GlobalConvState(state.position, own_state(self.long_filters[0], state.long))
             return self._advance(x_t, own), own
         z, long = long_conv_step(self.long_filters[0], x_t, self.skip, state.long)

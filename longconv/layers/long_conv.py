@@ -191,6 +191,11 @@ def takes_fused_step(filter: Any) -> bool:
     return isinstance(filter, RecurrentFilter)
 
 
+def steps_on_a_copy(fused: bool) -> bool:
+    """Whether a step that is a value is the fused one on a copy of the state: not where a graph is being recorded."""
+    return fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+
 def own_state(filter: Any, state: HistoryState | RecurrentState) -> RecurrentState:
     """The state of a recurrence in memory of its own, for a step that is a value although it works in place."""
     state = _for_mode(filter, state)

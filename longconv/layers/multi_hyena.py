@@ -26,6 +26,7 @@ from .long_conv import (
     long_conv_step_,
     own_state,
     recurrence,
+    steps_on_a_copy,
     takes_fused_step,
 )
 
@@ -174,7 +175,7 @@ class MultiHyena(Mixer):
         O(1) in the context T if the filter is recurrent, else O(log^2 T) amortised, or O(T) with gradients enabled.
         """
         self.check_step(x_t, state)
-        if self._fused and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if steps_on_a_copy(self._fused):
             inner = own_state(self.long_filters[0], state.long)
             own = MultiHyenaState(state.position, state.short.clone(), inner, state.pairs)
             return self._advance(x_t, own), own
