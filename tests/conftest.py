@@ -56,6 +56,22 @@ def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, poison(getattr(module, name)))
 
 
+@pytest.fixture
+def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long convolutions are computed by PyTorch's operators, as where there is no C compiler."""
+    from longconv.kernels.fftconv import native
+
+    monkeypatch.setattr(native, "trusted_library", lambda: None)
+
+
+@pytest.fixture(params=["native", "operators"])
+def on_a_cpu(request: pytest.FixtureRequest) -> str:
+    """Both ways that long convolutions take on a CPU."""
+    if request.param == "operators":
+        request.getfixturevalue("no_native")
+    return request.param
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
     reference.py  the definition in float64             online.py    one sample at a time: `OnlineConv`
     dispatch.py   which way a call goes                 stream.py    in chunks: `fft_conv_chunk`
+    native/       rows in C, on a CPU
     blocked.py    whole rows, in cache-sized blocks     conv2d.py    images: `fft_conv2d`
     overlap.py    few taps (halo.py, direct.py)         sparse.py    zeros in the spectrum (mask.py)
     packed.py     sequences of different lengths        spectral*.py what the last two share
@@ -15,12 +16,12 @@ Imports torch only, and triton where it is used.
 from torch import Tensor
 
 from .checks import check_companions, check_rows
-from .dispatch import on_matrix_units
+from .dispatch import compiled, on_matrix_units
 from .op import conv
 from .packed import boundaries, check_cu_seqlens
 from .reference import fft_conv_reference
 
-IMPLEMENTATIONS = ("auto", "torch", "reference", "triton")
+IMPLEMENTATIONS = ("auto", "native", "torch", "reference", "triton")
 
 
 def fft_conv(
@@ -57,8 +58,10 @@ def fft_conv(
         post_gate: (B, D, L), multiplies the output.
         cu_seqlens: (N+1,) int32 or int64, 0 = c_0 <= c_1 <= ... <= c_N = L: row 0 of u (B = 1) holds N sequences, the
             samples c_n ... c_{n+1} - 1, which do not see each other; with `circular` each wraps at its own length.
-        impl: "torch" (blocked), "triton" (matrix products in half precision with float32 sums, or in float32; what
-            "auto" takes on a GPU, unless a tensor is float64), "reference" (float64, differentiable by autograd).
+        impl: "native" (C, compiled at its first use; what "auto" takes on a CPU with a C compiler, unless a tensor is
+            float64 or the convolution circular), "torch" (PyTorch's operators), "triton" (matrix products in half
+            precision with float32 sums, or in float32; what "auto" takes on a GPU, unless a tensor is float64),
+            "reference" (float64, differentiable by autograd).
 
     Returns:
         y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is; that of "triton" is in u's
@@ -74,6 +77,8 @@ def fft_conv(
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}; got {impl!r}")
     if impl == "triton":
         on_matrix_units(impl, u, k, skip, k_reverse, pre_gate, post_gate)
+    if impl == "native":
+        compiled(impl, u, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, u)
     if impl == "reference":

@@ -1,10 +1,11 @@
-"""Which way a convolution goes: Triton or PyTorch; packed or not; in frames or in whole rows."""
+"""Which way a convolution goes: Triton, C or PyTorch; packed or not; in frames or in whole rows."""
 
+from functools import partial
 from types import ModuleType
 
 from torch import Tensor
 
-from . import blocked, direct, monarch, overlap, packed
+from . import blocked, direct, monarch, native, overlap, packed
 
 # Overlap-save is taken where a row has so many samples, and at least so many times the reach of the filter; backward,
 # where frames cost more and whole rows less (a signal's spectrum and its conjugate are one transform), by other
@@ -31,8 +32,10 @@ def conv_forward(
 
         return conv.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate, ends)
     if ends is not None:
-        return packed.conv_forward(conv_forward, ends, u, k, skip, k_reverse, circular, pre_gate, post_gate)
-    way = choose(u, k, k_reverse)
+        convolve = partial(conv_forward, impl=impl)
+        return packed.conv_forward(convolve, ends, u, k, skip, k_reverse, circular, pre_gate, post_gate)
+    in_c = compiled(impl, u, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
+    way = native if in_c else choose(u, k, k_reverse)
     return way.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate)
 
 
@@ -61,8 +64,9 @@ def conv_backward(
 
         return conv.conv_backward(*arguments, ends)
     if ends is not None:
-        return packed.conv_backward(conv_backward, ends, *arguments)
-    way = choose(u, k, k_reverse, backward=True)
+        return packed.conv_backward(partial(conv_backward, impl=impl), ends, *arguments)
+    in_c = compiled(impl, u, dy, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
+    way = native if in_c else choose(u, k, k_reverse, backward=True)
     return way.conv_backward(*arguments)
 
 
@@ -74,7 +78,9 @@ def on_matrix_units(impl: str, *tensors: Tensor | None) -> bool:
     """
     first = tensors[0]
     assert first is not None
-    if impl == "torch" or (impl == "auto" and first.device.type == "cpu"):  # the interpreter is no implementation
+    if impl in ("torch", "native") or (
+        impl == "auto" and first.device.type == "cpu"
+    ):  # the interpreter is no implementation
         return False
     reason = monarch.unavailable(first, *tensors[1:])
     if reason and impl == "triton":
@@ -82,8 +88,22 @@ def on_matrix_units(impl: str, *tensors: Tensor | None) -> bool:
     return reason is None
 
 
+def compiled(impl: str, u: Tensor, *others: Tensor | None, circular: bool) -> bool:
+    """Whether these tensors go to the C code: asked for, or possible, on a CPU.
+
+    Raises:
+        ValueError: it was asked for, and cannot be had.
+    """
+    if impl == "torch" or (impl == "auto" and u.device.type != "cpu"):
+        return False
+    reason = native.unavailable(u, *others, circular=circular)
+    if reason and impl == "native":
+        raise ValueError(f"impl='native' cannot be had, because {reason}; use 'auto' or 'torch'")
+    return not reason
+
+
 def choose(u: Tensor, k: Tensor, k_reverse: Tensor | None, backward: bool = False) -> ModuleType:
-    """Return the module whose `conv_forward`, or `conv_backward`, suits these sizes."""
+    """Return the module of PyTorch operators whose `conv_forward`, or `conv_backward`, suits these sizes."""
     L, reach = u.shape[-1], k.shape[1] - 1 + (0 if k_reverse is None else k_reverse.shape[1])
     if direct.suits(u, reach + 1, blocked.compute_dtype(u, k)) and not (backward and reach >= direct.GRADIENT_TAPS):
         return overlap

@@ -23,10 +23,15 @@ class _Kept(threading.local):
 _kept = _Kept()
 
 
-def empty(slot: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A contiguous tensor nobody has written. On a CPU it is valid until the same thread asks for `slot` again."""
+def empty(
+    slot: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device, most_bytes: int = MOST_BYTES
+) -> Tensor:
+    """A contiguous tensor nobody has written. On a CPU it is valid until the same thread asks for `slot` again.
+
+    Beyond `most_bytes` nothing is kept.
+    """
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size > MOST_BYTES:
+    if device.type != "cpu" or size > most_bytes:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
     memory = _kept.by_slot.get(slot)
     if memory is None or memory.numel() < size:

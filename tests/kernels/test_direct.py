@@ -9,6 +9,8 @@ from fft_conv_cases import check, make
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import blocked, direct, dispatch, halo, overlap
 
+pytestmark = pytest.mark.usefixtures("no_native")
+
 CASES = [
     # B, D, L, K, R
     (8, 16, 256, 64, 0),

@@ -14,6 +14,8 @@ from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference, plan
 from longconv.kernels.fftconv.op import fft_conv_op
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
 ALL = ("skip", "k_reverse", "pre_gate", "post_gate")
 

@@ -9,6 +9,8 @@ from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference
 from longconv.kernels.fftconv.op import fft_conv_backward_op
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 TENSORS = ("u", "k", "skip", "k_reverse", "pre_gate", "post_gate")
 
 

@@ -1,5 +1,6 @@
 """Overlap-save, short filters on long rows: the definition, the choice, the memory."""
 
+import os
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from fft_conv_cases import TENSORS, make
 
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import blocked, dispatch, halo, overlap
+
+pytestmark = pytest.mark.usefixtures("no_native")
 
 
 def check(x, circular=False):
@@ -121,7 +124,9 @@ print((status("VmHWM") - before) * 1024 / (8 * u.numel()) + 0.5)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("rows", "L"), [(1, 1_000_000), (4, 1_000_000)])
-def test_memory_of_a_million_samples_is_that_of_input_and_output(rows, L):
-    code = _MEMORY.format(rows=rows, L=L)
-    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_memory_of_a_million_samples_is_that_of_input_and_output(rows, L, native):
+    code, environment = _MEMORY.format(rows=rows, L=L), {**os.environ, "LONGCONV_NATIVE": native}
+    command = [sys.executable, "-P", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert 1.0 - 0.02 < float(run.stdout) < 1.3

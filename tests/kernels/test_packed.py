@@ -10,6 +10,8 @@ from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference, packed
 from longconv.kernels.fftconv.op import fft_conv_op
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 ALL = ("skip", "k_reverse", "pre_gate", "post_gate")
 
 

@@ -10,6 +10,8 @@ import torch
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import fft_conv_reference, scratch
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 CPU = torch.device("cpu")
 
 

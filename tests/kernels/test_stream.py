@@ -8,6 +8,8 @@ from numerics import assert_close
 
 from longconv.functional import fft_conv, fft_conv_chunk
 
+pytestmark = pytest.mark.usefixtures("on_a_cpu")
+
 B, D = 2, 3
 SIZES = {
     "one": [60],

@@ -1,0 +1,213 @@
+"""Whole convolutions in C, on a CPU: all that happens to a row happens while it is in cache.
+
+    rows.c       frames, filters, tasks, threads         build.py  compiles them and keeps the result
+    transform.h  transforms of rows, there and back      plan.py   their tables, and the cut of rows into frames
+    samples.h    float32, bfloat16 and float16 in memory
+
+Arithmetic is float32. What is not for this (float64, circular convolutions, other devices, dtypes that differ, no
+compiler) is computed by PyTorch's operators (blocked.py, overlap.py).
+"""
+
+import ctypes
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .. import scratch
+from ..blocked import empty_gradients
+from . import build
+from .plan import PlanStruct, aligned, cut_rows, make_plan
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CPU = torch.device("cpu")
+# Numbers of a spectrum of n points beyond 2n: the gap between real and imaginary parts and another, as in rows.c.
+_ROW_MARGIN = 32
+# So much memory is kept for the next call.
+KEPT_BYTES = 2**27
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("channel", ctypes.c_int64))
+
+
+class _Job(ctypes.Structure):
+    """`Job` of rows.c."""
+
+    _fields_ = (
+        ("plan", PlanStruct),
+        *((name, ctypes.c_int64) for name in ("B", "D", "L", "type", "past", "future", "origin", "step", "frames")),
+        *((name, ctypes.c_int64) for name in ("real", "parts", "threads")),
+        *((name, _Rows) for name in ("u", "pre_gate", "post_gate", "dy")),
+        *((name, ctypes.c_void_p) for name in ("k", "skip", "k_reverse")),
+        *((name, ctypes.c_void_p) for name in ("y", "du", "dpre_gate", "dpost_gate")),
+        *((name, ctypes.c_void_p) for name in ("dk", "dskip", "dk_reverse", "scratch")),
+        *((name, ctypes.c_int64) for name in ("per_thread", "next")),
+    )
+
+
+def unavailable(u: Tensor, *others: Tensor | None, circular: bool = False) -> str:
+    """Why `fft_conv` of u (B, D, L) with such filters, gates and gradients cannot be computed here; empty if it can."""
+    if u.device.type != "cpu":
+        return f"it needs a CPU, not {u.device.type}"
+    if circular:
+        return "it has no circular convolution"
+    if u.dtype not in _TYPES:
+        return f"it has no {u.dtype}"
+    if any(x is not None and x.dtype not in (u.dtype, torch.float32) for x in others):
+        return f"all tensors must be float32 or of u's dtype, {u.dtype}"
+    library = trusted_library()
+    if library is None:
+        return "there is no compiled library (no C compiler, another system than Linux, or LONGCONV_NATIVE=0)"
+    if u.dtype == torch.float16 and not library.longconv_has_float16():
+        return "the C compiler has no float16"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def trusted_library() -> ctypes.CDLL | None:
+    """The compiled library, once it has given what it should on a small example."""
+    library = build.library()
+    if library is None:
+        return None
+    u, k = torch.arange(600.0).cos().view(1, 2, 300), torch.arange(260.0).sin().view(2, 130)
+    right = library.longconv_size_of_job() == ctypes.sizeof(_Job)
+    if right:
+        y = torch.empty_like(u)
+        _Call(library, u, k, None, None, None, None).run_forward(y)
+        padded = torch.nn.functional.pad(u[0].double(), (129, 0))
+        exact = torch.nn.functional.conv1d(padded, k.double().flip(1)[:, None], groups=2)
+        right = bool((y[0] - exact).norm() < 1e-5 * exact.norm())
+    if not right:
+        warnings.warn("longconv: its compiled C code computes wrong results here, and is not used", stacklevel=2)
+    return library if right else None
+
+
+def conv_forward(
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    k_reverse: Tensor | None,
+    circular: bool,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+) -> Tensor:
+    """Evaluate `fft_conv` (see there for shapes), unless `unavailable`: a new contiguous tensor of u's dtype."""
+    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    if y.numel():
+        _Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate).run_forward(y)
+    return y
+
+
+def conv_backward(
+    dy: Tensor,
+    u: Tensor,
+    k: Tensor,
+    skip: Tensor | None,
+    k_reverse: Tensor | None,
+    circular: bool,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    needs: list[bool],
+) -> list[Tensor]:
+    """Gradients as `blocked.conv_backward` gives them; those of filters are summed in an order that threads set."""
+    grads = empty_gradients((u, k, skip, k_reverse, pre_gate, post_gate), needs)
+    du, dk, dskip, dk_reverse, dpre, dpost = grads
+    if not (u.numel() and any(grad.numel() for grad in grads)):
+        return grads
+    call = _Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate)
+    call.job.dy = call.rows(dy)
+    for name, grad in (("du", du), ("dpre_gate", dpre), ("dpost_gate", dpost)):
+        setattr(call.job, name, grad.data_ptr() if grad.numel() else None)
+    lags = {"dk": (dk, call.cut.past + 1), "dskip": (dskip, 1), "dk_reverse": (dk_reverse, call.cut.future)}
+    shares = {}
+    for name, (grad, count) in lags.items():
+        if grad.numel() and count:
+            whole = call.job.parts == 1 and grad.numel() == u.shape[1] * count and grad.dtype == torch.float32
+            shares[name] = grad if whole else torch.empty(call.job.parts, u.shape[1], count, dtype=torch.float32)
+            setattr(call.job, name, shares[name].data_ptr())
+    call.run(spectra=5 if call.cut.frames > 1 else 4)
+    for name, share in shares.items():
+        grad, count = lags[name]
+        if share is not grad:
+            grad.view(u.shape[1], -1)[:, :count].copy_(share[0] if len(share) == 1 else share.sum(0))
+    return grads
+
+
+class _Call:
+    """A job, and what keeps its memory alive."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        u: Tensor,
+        k: Tensor,
+        skip: Tensor | None,
+        k_reverse: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+    ) -> None:
+        self._library = library
+        self._kept: list[Tensor] = []
+        B, D, L = u.shape
+        past = min(k.shape[1], L) - 1
+        future = 0 if k_reverse is None else min(k_reverse.shape[1], L - 1)
+        lanes = int(library.longconv_lanes())
+        self.cut, threads = cut_rows(L, past, future, lanes), torch.get_num_threads()
+        self.plan = make_plan(self.cut.n, lanes)
+        self._dtype = u.dtype
+        self.job = _Job(
+            plan=self.plan.struct, B=B, D=D, L=L, type=_TYPES[u.dtype], past=past, future=future,
+            origin=self.cut.origin, step=self.cut.step, frames=self.cut.frames,
+            real=int(self.cut.frames == 1 and self.cut.n >= L and self.plan.struct.levels > 0),
+            parts=_parts(D, B * self.cut.frames, threads), threads=threads,
+            u=self.rows(u), pre_gate=self.rows(pre_gate), post_gate=self.rows(post_gate),
+            k=self._filter(k[:, : past + 1]), skip=self._filter(skip),
+            k_reverse=self._filter(None if k_reverse is None else k_reverse[:, :future]),
+        )  # fmt: skip
+
+    def rows(self, x: Tensor | None) -> _Rows:
+        """Where the rows of x (B, D, L) are."""
+        if x is None:
+            return _Rows()
+        x = x.to(self._dtype)
+        if x.stride(-1) != 1:
+            x = x.contiguous()
+        self._kept.append(x)
+        return _Rows(x.data_ptr(), x.stride(0), x.stride(1))
+
+    def run_forward(self, y: Tensor) -> None:
+        """Write the result into y (B, D, L), contiguous and of u's dtype."""
+        self.job.y = y.data_ptr()
+        self.run(spectra=2)
+
+    def run(self, spectra: int) -> None:
+        """Do the job, for which each thread needs memory for so many spectra."""
+        job = self.job
+        job.per_thread = spectra * (2 * job.plan.n + _ROW_MARGIN)
+        memory = aligned(scratch.empty("native", (job.threads * job.per_thread + 15,), torch.float32, _CPU, KEPT_BYTES))
+        job.scratch, job.next = memory.data_ptr(), 0
+        self._library.longconv_rows(ctypes.byref(job), int(spectra > 2), ctypes.c_void_p(build.openmp()))
+
+    def _filter(self, taps: Tensor | None) -> int | None:
+        if taps is None or taps.numel() == 0:
+            return None
+        taps = taps.to(torch.float32).contiguous()
+        self._kept.append(taps)
+        return taps.data_ptr()
+
+
+def _library() -> ctypes.CDLL:
+    library = trusted_library()
+    assert library is not None  # or `unavailable` said so
+    return library
+
+
+def _parts(channels: int, frames: int, threads: int) -> int:
+    """Shares to cut the frames of a channel into, so that all threads have to do; each share transforms the filter."""
+
+    def cost(parts: int) -> float:
+        return -(-channels * parts // threads) * (0.6 + -(-frames // parts))
+
+    return min(range(1, min(frames, threads) + 1), key=cost)

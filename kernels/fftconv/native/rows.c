@@ -1,0 +1,306 @@
+/* The causal and the two-sided convolution of rows, and its gradients: `fft_conv` of PyTorch's float32, bfloat16 and
+   float16 tensors on a CPU. native/__init__.py calls this; shapes and names are those of `longconv.functional.fft_conv`.
+
+   A row is cut into frames of 2n samples: one, or several of overlap-save (overlap.py has the same in PyTorch). Frame j
+   starts `origin` samples before sample j * step, and gives the results j * step ... (j + 1) * step - 1. A task is a
+   channel, or a share of its frames; threads take tasks as they come. */
+
+#include "samples.h"
+#include "transform.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#define LARGE (1 << 22) /* bytes: huge pages are asked for */
+#define CHUNK 512 /* samples on their way from or to memory */
+
+typedef struct {
+  const void *data;       /* NULL: there is none */
+  int64_t batch, channel; /* elements from one row to the next */
+} Rows;
+
+typedef struct {
+  Plan plan;
+  int64_t B, D, L, type; /* of u, and what it consists of (enum Type): so do gates, dy, y and their gradients */
+  int64_t past, future;  /* reach of the filter */
+  int64_t origin, step, frames;
+  int64_t real;  /* all samples of a row, and all results, lie in the first n of its frame */
+  int64_t parts; /* shares that the frames of a channel are cut into */
+  int64_t threads;
+  Rows u, pre_gate, post_gate, dy;
+  const float *k, *skip, *k_reverse;   /* (D, past + 1), (D), (D, future) */
+  void *y, *du, *dpre_gate, *dpost_gate; /* (B, D, L) */
+  float *dk, *dskip, *dk_reverse;      /* of each part, (parts, D, ...) */
+  float *scratch;                      /* for each thread, `per_thread` numbers, 64-byte aligned */
+  int64_t per_thread;
+  int64_t next; /* the task that nobody has taken yet */
+} Job;
+
+static const void *row_of(Rows rows, int64_t b, int64_t d, int64_t type) {
+  return rows.data ? (const char *)rows.data + (b * rows.batch + d * rows.channel) * size_of(type) : 0;
+}
+
+static void *row_out(void *data, const Job *job, int64_t b, int64_t d) {
+  return data ? (char *)data + (b * job->D + d) * job->L * size_of(job->type) : 0;
+}
+
+/* --- Between rows in memory and frames -----------------------------------------------------------------------------
+   Sample i of a frame is real part i if i < n, else minus the imaginary part i - n. */
+
+static int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Where sample i of a frame lies, and how many follow it there, at most `count`; `sign` is that of what lies there. */
+static float *place(const Job *job, Row frame, int64_t i, int64_t *count, float *sign) {
+  int64_t n = job->plan.n;
+  *sign = i < n ? 1 : -1;
+  *count = minimum(*count, i < n ? n - i : 2 * n - i);
+  return i < n ? frame.re + i : frame.im + i - n;
+}
+
+/* Fill a frame: its samples first ... first + count - 1 are gate * row from sample `from` on, all others are zero. */
+static void fill(const Job *job, Row frame, int64_t first, int64_t count, const void *row, const void *gate, int64_t from) {
+  int64_t n = job->plan.n;
+  float weights[CHUNK], sign;
+  if (first > 0) memset(frame.re, 0, 4 * minimum(first, n));
+  if (first + count < n) memset(frame.re + first + count, 0, 4 * (n - first - count));
+  if (!job->real) {
+    if (first > n) memset(frame.im, 0, 4 * (first - n));
+    int64_t end = maximum(first + count - n, 0);
+    memset(frame.im + end, 0, 4 * (n - end));
+  }
+  for (int64_t done = 0, some; done < count; done += some) {
+    some = minimum(count - done, CHUNK);
+    float *restrict to = place(job, frame, first + done, &some, &sign);
+    read_samples(to, row, from + done, some, job->type);
+    if (gate) {
+      read_samples(weights, gate, from + done, some, job->type);
+      for (int64_t i = 0; i < some; i++) to[i] *= sign * weights[i];
+    } else if (sign < 0)
+      for (int64_t i = 0; i < some; i++) to[i] = -to[i];
+  }
+}
+
+/* Write gate * a frame's samples first ... first + count - 1 to samples `from` ... of a row. */
+static void drain(const Job *job, Row frame, int64_t first, int64_t count, void *row, const void *gate, int64_t from) {
+  float weights[CHUNK], values[CHUNK], sign;
+  for (int64_t done = 0, some; done < count; done += some) {
+    some = minimum(count - done, CHUNK);
+    const float *restrict source = place(job, frame, first + done, &some, &sign);
+    if (gate) {
+      read_samples(weights, gate, from + done, some, job->type);
+      for (int64_t i = 0; i < some; i++) values[i] = sign * weights[i] * source[i];
+      source = values;
+    } else if (sign < 0) {
+      for (int64_t i = 0; i < some; i++) values[i] = -source[i];
+      source = values;
+    }
+    write_samples(row, from + done, source, some, job->type);
+  }
+}
+
+/* --- Filters -------------------------------------------------------------------------------------------------------- */
+
+/* A tap that acts s samples earlier is one that acts 2n - s samples later, with the other sign. The skip weight is a
+   tap at lag 0. An inverse transform lacks a factor 1 / n: filters have it. */
+static void filter_spectrum(const Job *job, int64_t d, Row k) {
+  int64_t n = job->plan.n, past = job->past, future = job->future;
+  float scale = 1.0f / n;
+  const float *taps = job->k + d * (past + 1);
+  memset(k.re, 0, 4 * n);
+  memset(k.im, 0, 4 * n);
+  for (int64_t s = 0; s < minimum(past + 1, n); s++) k.re[s] = scale * taps[s];
+  for (int64_t s = n; s <= past; s++) k.im[s - n] = -scale * taps[s];
+  if (job->skip) k.re[0] += scale * job->skip[d];
+  if (future) {
+    const float *ahead = job->k_reverse + d * future;
+    for (int64_t s = 1; s <= minimum(future, n); s++) k.im[n - s] += scale * ahead[s - 1];
+    for (int64_t s = n + 1; s <= future; s++) k.re[2 * n - s] -= scale * ahead[s - 1];
+  }
+  Walk walk = {&job->plan, k, {0}, {0}, {0}};
+  walk_spectrum(&walk, 0, 0, n, !job->future && job->past < n && job->plan.levels > 0);
+}
+
+/* The adjoint: from the spectrum of the correlation, gradients of the taps of one channel. */
+static void filter_gradients(const Job *job, int64_t part, int64_t d, Row sum) {
+  int64_t n = job->plan.n, past = job->past, future = job->future;
+  float scale = 1.0f / n;
+  Walk walk = {&job->plan, sum, {0}, {0}, {0}};
+  walk_signal(&walk, 0, 0, n, 0);
+  if (job->dk) {
+    float *dk = job->dk + (part * job->D + d) * (past + 1);
+    for (int64_t s = 0; s < minimum(past + 1, n); s++) dk[s] = scale * sum.re[s];
+    for (int64_t s = n; s <= past; s++) dk[s] = -scale * sum.im[s - n];
+  }
+  if (job->dk_reverse) {
+    float *ahead = job->dk_reverse + (part * job->D + d) * future;
+    for (int64_t s = 1; s <= minimum(future, n); s++) ahead[s - 1] = scale * sum.im[n - s];
+    for (int64_t s = n + 1; s <= future; s++) ahead[s - 1] = -scale * sum.re[2 * n - s];
+  }
+}
+
+/* --- Tasks ---------------------------------------------------------------------------------------------------------- */
+
+/* Row `index` of a thread's scratch memory. The gap keeps parts out of each other's way in a cache of few ways. */
+static Row scratch_row(const Job *job, float *scratch, int64_t index) {
+  int64_t n = job->plan.n, gap = 16;
+  float *first = scratch + index * 2 * (n + gap);
+  return (Row){first, first + n + gap};
+}
+
+/* The samples of the row that frame j holds, all of its 2n or only the `step` that its results are of. */
+static void frame_of(const Job *job, Row frame, int64_t j, int whole, const void *row, const void *gate) {
+  int64_t start = j * job->step - job->origin;
+  int64_t from = maximum(whole ? start : j * job->step, 0);
+  int64_t to = minimum(whole ? start + 2 * job->plan.n : (j + 1) * job->step, job->L);
+  fill(job, frame, from - start, to - from, row, gate, from);
+}
+
+static void results(const Job *job, Row frame, int64_t j, void *row, const void *gate) {
+  int64_t from = j * job->step;
+  drain(job, frame, job->origin, minimum(job->step, job->L - from), row, gate, from);
+}
+
+static void forward_task(const Job *job, int64_t task, float *scratch) {
+  int64_t d = task / job->parts, part = task % job->parts, count = job->B * job->frames, type = job->type;
+  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1);
+  filter_spectrum(job, d, k);
+  Walk walk = {&job->plan, x, k, {0}, {0}};
+  for (int64_t i = count * part / job->parts; i < count * (part + 1) / job->parts; i++) {
+    int64_t b = i / job->frames, j = i % job->frames;
+    frame_of(job, x, j, 1, row_of(job->u, b, d, type), row_of(job->pre_gate, b, d, type));
+    walk_product(&walk, 0, 0, job->plan.n, job->real);
+    results(job, x, j, row_out(job->y, job, b, d), row_of(job->post_gate, b, d, type));
+  }
+}
+
+/* Add what earlier frames left for the samples of this one, and keep what it leaves for later ones: overlap-add. */
+static void carry_over(const Job *job, Row frame, float *carry) {
+  int64_t n = job->plan.n, length = job->past + job->future;
+  float sign;
+  for (int64_t i = 0, some; i < length; i += some) {
+    some = length - i;
+    float *restrict x = place(job, frame, i, &some, &sign);
+    for (int64_t m = 0; m < some; m++) x[m] += sign * carry[i + m];
+  }
+  for (int64_t i = job->step, some; i < 2 * n; i += some) {
+    some = 2 * n - i;
+    const float *restrict x = place(job, frame, i, &some, &sign);
+    for (int64_t m = 0; m < some; m++) carry[i - job->step + m] = sign * x[m];
+  }
+}
+
+/* The sum over the results of frame j of dy and input, both gated: through spectra it would lose digits. */
+static double dot(const Job *job, Row dy, Row v, int64_t j) {
+  double sum = 0;
+  float sign;
+  int64_t end = job->origin + minimum(job->step, job->L - j * job->step);
+  for (int64_t i = job->origin, some; i < end; i += some) {
+    some = minimum(end - i, CHUNK);
+    const float *a = place(job, dy, i, &some, &sign), *b = place(job, v, i, &some, &sign);
+    double part[8] = {0};
+    for (int64_t m = 0; m < some; m++) part[m % 8] += (double)a[m] * b[m];
+    for (int64_t m = 0; m < 8; m++) sum += part[m];
+  }
+  return sum;
+}
+
+static void backward_task(const Job *job, int64_t task, float *scratch) {
+  int64_t d = task / job->parts, part = task % job->parts, count = job->B * job->frames, type = job->type;
+  int64_t n = job->plan.n, reach = job->past + job->future;
+  int64_t begin = count * part / job->parts, end = count * (part + 1) / job->parts;
+  int of_taps = job->dk || job->dk_reverse, of_input = job->du || job->dpre_gate;
+  double dskip = 0;
+  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1), none = {0, 0};
+  Row v = scratch_row(job, scratch, 2), sum = scratch_row(job, scratch, 3);
+  float *carry = scratch_row(job, scratch, 4).re;
+  if (of_input || job->dpost_gate) filter_spectrum(job, d, k);
+  if (of_taps) {
+    memset(sum.re, 0, 4 * n);
+    memset(sum.im, 0, 4 * n);
+  }
+  if (job->frames > 1) memset(carry, 0, 4 * reach); /* else there is no such row */
+  /* Frames before the first one of this part reach into its samples: they are gone through again. */
+  int64_t again = of_input ? minimum((reach + job->step - 1) / job->step, begin % job->frames) : 0;
+  for (int64_t i = begin - again; i < end; i++) {
+    int64_t b = i / job->frames, j = i % job->frames;
+    int own = i >= begin, last = j + 1 == job->frames;
+    const void *u = row_of(job->u, b, d, type), *dy = row_of(job->dy, b, d, type);
+    const void *pre = row_of(job->pre_gate, b, d, type), *post = row_of(job->post_gate, b, d, type);
+    int needs_v = own && (of_taps || job->dskip || job->dpost_gate);
+    if (needs_v) frame_of(job, v, j, 1, u, pre);
+    frame_of(job, x, j, 0, dy, post);
+    if (own && job->dskip) dskip += dot(job, x, v, j);
+    if (own && (of_taps || job->dpost_gate)) {
+      Walk walk = {&job->plan, v, none, none, none};
+      walk_spectrum(&walk, 0, 0, n, job->real);
+    }
+    if (of_input || (own && of_taps)) {
+      Walk walk = {&job->plan, x, of_input ? k : none, v, own && of_taps ? sum : none};
+      walk_gradient(&walk, 0, 0, n, job->real);
+    }
+    if (of_input && job->frames > 1) {
+      carry_over(job, x, carry);
+      if (last) memset(carry, 0, 4 * reach);
+    }
+    if (!own) continue;
+    if (of_input) {
+      int64_t start = j * job->step - job->origin, from = maximum(start, 0);
+      int64_t count = (last ? job->L : start + job->step) - from;
+      if (job->dpre_gate) drain(job, x, from - start, count, row_out(job->dpre_gate, job, b, d), u, from);
+      if (job->du) drain(job, x, from - start, count, row_out(job->du, job, b, d), pre, from);
+    }
+    if (job->dpost_gate) {
+      for (int64_t i = 0; i < n; i += W) put(x, i, times(at(v, i), at(k, i)));
+      Walk walk = {&job->plan, x, none, none, none};
+      walk_signal(&walk, 0, 0, n, job->real);
+      results(job, x, j, row_out(job->dpost_gate, job, b, d), dy);
+    }
+  }
+  if (of_taps) filter_gradients(job, part, d, sum);
+  if (job->dskip) job->dskip[part * job->D + d] = (float)dskip;
+}
+
+/* --- Threads -------------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  Job *job;
+  int64_t arrived; /* threads that have taken their part of the scratch memory */
+  int backward;
+} Team;
+
+static void work(void *data) {
+  Team *team = data;
+  Job *job = team->job;
+  int64_t me = __atomic_fetch_add(&team->arrived, 1, __ATOMIC_RELAXED);
+  float *scratch = job->scratch + me * job->per_thread;
+  for (;;) {
+    int64_t task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+    if (task >= job->D * job->parts) return;
+    if (team->backward) backward_task(job, task, scratch);
+    else forward_task(job, task, scratch);
+  }
+}
+
+/* `parallel` is GOMP_parallel of the OpenMP library that PyTorch has loaded: its threads are used, not others beside
+   them. */
+typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+void longconv_rows(Job *job, int backward, Parallel parallel) {
+  Team team = {job, 0, backward};
+  int64_t tasks = job->D * job->parts, threads = minimum(job->threads, tasks);
+#if defined(MADV_HUGEPAGE)
+  /* Long rows span more small pages than a processor remembers: backward at a million samples takes half the time. */
+  int64_t page = 4096, bytes = 4 * threads * job->per_thread, start = ((intptr_t)job->scratch + page - 1) / page * page;
+  int64_t inside = ((intptr_t)job->scratch + bytes - start) / page * page;
+  if (bytes >= LARGE) madvise((void *)(intptr_t)start, inside, MADV_HUGEPAGE);
+#endif
+  if (threads > 1) parallel(work, &team, (unsigned)threads, 0);
+  else work(&team);
+}
+
+/* What the caller has to know of this build. */
+int64_t longconv_lanes(void) { return W; }
+int64_t longconv_has_float16(void) { return HAS_FLOAT16; }
+int64_t longconv_size_of_job(void) { return sizeof(Job); }
