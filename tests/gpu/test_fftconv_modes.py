@@ -7,6 +7,7 @@ import torch
 from gpu_cases import DTYPES, at_each_place, check, compare, make, run
 
 from longconv.functional import fft_conv
+from longconv.kernels.fftconv import native
 from longconv.kernels.fftconv.monarch import configs, conv
 from longconv.kernels.fftconv.op import fft_conv_op
 from longconv.kernels.gpu import shared_memory_limit
@@ -209,7 +210,8 @@ def test_who_runs(place, case):
     """On a GPU "auto" is the kernels, except for float64; on a CPU it is not, though the interpreter could."""
     x = make(place, 2, 3, 300, 300, HALF[place])
     x = {name: t.detach() for name, t in x.items()}
-    auto, triton, other = (fft_conv(**x, impl=impl) for impl in ("auto", "triton", "torch"))
+    usual = "native" if place != "cuda" and native.trusted_library() is not None else "torch"
+    auto, triton, other = (fft_conv(**x, impl=impl) for impl in ("auto", "triton", usual))
     assert torch.equal(auto, triton if place == "cuda" else other)
     assert not torch.equal(triton, other)
     wide = {name: t.double() for name, t in x.items()}

@@ -24,6 +24,9 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CPU = torch.device("cpu")
 # Numbers of a spectrum of n points beyond 2n: the gap between real and imaginary parts and another, as in rows.c.
 _ROW_MARGIN = 32
+#: What `Call.run_stage` knows: the spectrum of a filter; reading a row; its transform, product and transform back;
+#: writing the result.
+STAGES = ("filter", "read", "transform", "write")
 # So much memory is kept for the next call.
 KEPT_BYTES = 2**27
 
@@ -75,7 +78,7 @@ def trusted_library() -> ctypes.CDLL | None:
     right = library.longconv_size_of_job() == ctypes.sizeof(_Job)
     if right:
         y = torch.empty_like(u)
-        _Call(library, u, k, None, None, None, None).run_forward(y)
+        Call(library, u, k, None, None, None, None).run_forward(y)
         padded = torch.nn.functional.pad(u[0].double(), (129, 0))
         exact = torch.nn.functional.conv1d(padded, k.double().flip(1)[:, None], groups=2)
         right = bool((y[0] - exact).norm() < 1e-5 * exact.norm())
@@ -96,7 +99,7 @@ def conv_forward(
     """Evaluate `fft_conv` (see there for shapes), unless `unavailable`: a new contiguous tensor of u's dtype."""
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if y.numel():
-        _Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate).run_forward(y)
+        Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate).run_forward(y)
     return y
 
 
@@ -116,7 +119,7 @@ def conv_backward(
     du, dk, dskip, dk_reverse, dpre, dpost = grads
     if not (u.numel() and any(grad.numel() for grad in grads)):
         return grads
-    call = _Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate)
+    call = Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate)
     call.job.dy = call.rows(dy)
     for name, grad in (("du", du), ("dpre_gate", dpre), ("dpost_gate", dpost)):
         setattr(call.job, name, grad.data_ptr() if grad.numel() else None)
@@ -135,7 +138,7 @@ def conv_backward(
     return grads
 
 
-class _Call:
+class Call:
     """A job, and what keeps its memory alive."""
 
     def __init__(
@@ -184,11 +187,22 @@ class _Call:
 
     def run(self, spectra: int) -> None:
         """Do the job, for which each thread needs memory for so many spectra."""
+        self._take_memory(spectra)
+        self._library.longconv_rows(ctypes.byref(self.job), int(spectra > 2), ctypes.c_void_p(build.openmp()))
+
+    def run_stage(self, stage: str, repeats: int) -> None:
+        """For measurements: do one of `STAGES` of the forward pass that often, in every thread, on a row in cache."""
+        if self.cut.frames > 1:
+            raise ValueError("stages are measured on rows of one frame")
+        self._take_memory(2)
+        which, count = ctypes.c_int64(STAGES.index(stage)), ctypes.c_int64(repeats)
+        self._library.longconv_stage(ctypes.byref(self.job), which, count, ctypes.c_void_p(build.openmp()))
+
+    def _take_memory(self, spectra: int) -> None:
         job = self.job
         job.per_thread = spectra * (2 * job.plan.n + _ROW_MARGIN)
         memory = aligned(scratch.empty("native", (job.threads * job.per_thread + 15,), torch.float32, _CPU, KEPT_BYTES))
         job.scratch, job.next = memory.data_ptr(), 0
-        self._library.longconv_rows(ctypes.byref(job), int(spectra > 2), ctypes.c_void_p(build.openmp()))
 
     def _filter(self, taps: Tensor | None) -> int | None:
         if taps is None or taps.numel() == 0:

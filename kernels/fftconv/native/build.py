@@ -19,8 +19,11 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
+from ...gpu.choose import cache_folder
+
 # Vectors as wide as the processor's; nothing that would reorder sums, or change what NaN and infinity do.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared")
+PROCESSOR = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+FLAGS = ("-O3", PROCESSOR, "-fno-math-errno", "-fno-trapping-math", "-std=gnu11", "-fPIC", "-shared")
 SOURCES = ("rows.c", "transform.h", "samples.h")
 SECONDS = 120
 
@@ -63,13 +66,15 @@ def build(compiler: str) -> Path:
     name = f"rows-{digest.hexdigest()[:16]}.so"
     for cache in _cache_folders():
         path = cache / name
-        if path.exists():
-            return path
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _ours(cache):
+                continue
+            if path.exists():
+                return path
             handle, part_file = tempfile.mkstemp(".so", dir=cache)
         except OSError:
-            continue  # not ours to write to
+            continue  # cannot be made or written to
         os.close(handle)
         command = [compiler, *FLAGS, "-o", part_file, str(folder / SOURCES[0])]
         try:
@@ -98,9 +103,15 @@ def openmp() -> int | None:
 
 
 def _cache_folders() -> list[Path]:
-    chosen = os.environ.get("LONGCONV_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longconv"
-    return [Path(chosen)] if chosen else [home, Path(tempfile.gettempdir()) / f"longconv-{os.getuid()}"]
+    """Where to look and to write, in this order: a home may be read-only, but a folder that was asked for is meant."""
+    asked_for = "LONGCONV_CACHE" in os.environ
+    return [cache_folder(), *([] if asked_for else [Path(tempfile.gettempdir()) / f"longconv-{os.getuid()}"])]
+
+
+def _ours(folder: Path) -> bool:
+    """Whether it is not for anybody to put a library there: what is found in it is run."""
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o002
 
 
 def _processor() -> str:

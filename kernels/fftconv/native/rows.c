@@ -300,6 +300,38 @@ void longconv_rows(Job *job, int backward, Parallel parallel) {
   else work(&team);
 }
 
+/* For measurements: each thread does a stage of the forward pass `repeats` times on the first row of a channel, which
+   stays in cache. Whole rows only (one frame). */
+enum Stage { FILTER, FILL, TRANSFORM, DRAIN };
+
+typedef struct {
+  Job *job;
+  int64_t arrived, stage, repeats;
+} Drill;
+
+static void repeat_stage(void *data) {
+  Drill *drill = data;
+  const Job *job = drill->job;
+  int64_t me = __atomic_fetch_add(&drill->arrived, 1, __ATOMIC_RELAXED), d = me % job->D;
+  float *scratch = job->scratch + me * job->per_thread;
+  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1);
+  Walk walk = {&job->plan, x, k, {0}, {0}};
+  filter_spectrum(job, d, k);
+  frame_of(job, x, 0, 1, row_of(job->u, 0, d, job->type), 0);
+  for (int64_t i = 0; i < drill->repeats; i++) {
+    if (drill->stage == FILTER) filter_spectrum(job, d, k);
+    else if (drill->stage == FILL) frame_of(job, x, 0, 1, row_of(job->u, 0, d, job->type), 0);
+    else if (drill->stage == TRANSFORM) walk_product(&walk, 0, 0, job->plan.n, job->real);
+    else results(job, x, 0, row_out(job->y, job, 0, d), 0);
+  }
+}
+
+void longconv_stage(Job *job, int64_t stage, int64_t repeats, Parallel parallel) {
+  Drill drill = {job, 0, stage, repeats};
+  if (job->threads > 1) parallel(repeat_stage, &drill, (unsigned)job->threads, 0);
+  else repeat_stage(&drill);
+}
+
 /* What the caller has to know of this build. */
 int64_t longconv_lanes(void) { return W; }
 int64_t longconv_has_float16(void) { return HAS_FLOAT16; }
