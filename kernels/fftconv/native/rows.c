@@ -13,6 +13,7 @@
 #endif
 
 #define LARGE (1 << 22) /* bytes: huge pages are asked for */
+#define NEAR (1 << 14) /* bytes: so much of a row is asked for before it is needed */
 #define CHUNK 512 /* samples on their way from or to memory */
 
 typedef struct {
@@ -162,6 +163,16 @@ static void results(const Job *job, Row frame, int64_t j, void *row, const void 
   drain(job, frame, job->origin, minimum(job->step, job->L - from), row, gate, from);
 }
 
+/* Have the memory of a frame's samples come near while something else is computed. `written` is a constant. */
+INLINE void ask_for(const Job *job, const void *row, int64_t j, int written) {
+  int64_t start = j * job->step, size = size_of(job->type), bytes = minimum(minimum(job->step, job->L - start) * size, NEAR);
+  const char *first = (const char *)row + start * size;
+  for (int64_t i = 0; i < bytes; i += 64) {
+    if (written) __builtin_prefetch(first + i, 1, 3);
+    else __builtin_prefetch(first + i, 0, 3);
+  }
+}
+
 static void forward_task(const Job *job, int64_t task, float *scratch) {
   int64_t d = task / job->parts, part = task % job->parts, count = job->B * job->frames, type = job->type;
   Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1);
@@ -170,6 +181,9 @@ static void forward_task(const Job *job, int64_t task, float *scratch) {
   for (int64_t i = count * part / job->parts; i < count * (part + 1) / job->parts; i++) {
     int64_t b = i / job->frames, j = i % job->frames;
     frame_of(job, x, j, 1, row_of(job->u, b, d, type), row_of(job->pre_gate, b, d, type));
+    ask_for(job, row_out(job->y, job, b, d), j, 1);
+    if (i + 1 < count * (part + 1) / job->parts)
+      ask_for(job, row_of(job->u, (i + 1) / job->frames, d, type), (i + 1) % job->frames, 0);
     walk_product(&walk, 0, 0, job->plan.n, job->real);
     results(job, x, j, row_out(job->y, job, b, d), row_of(job->post_gate, b, d, type));
   }
@@ -232,6 +246,12 @@ static void backward_task(const Job *job, int64_t task, float *scratch) {
     if (needs_v) frame_of(job, v, j, 1, u, pre);
     frame_of(job, x, j, 0, dy, post);
     if (own && job->dskip) dskip += dot(job, x, v, j);
+    if (job->du && own) ask_for(job, row_out(job->du, job, b, d), j, 1);
+    if (i + 1 < end) {
+      int64_t next = (i + 1) % job->frames;
+      ask_for(job, row_of(job->dy, (i + 1) / job->frames, d, type), next, 0);
+      if (needs_v) ask_for(job, row_of(job->u, (i + 1) / job->frames, d, type), next, 0);
+    }
     if (own && (of_taps || job->dpost_gate)) {
       Walk walk = {&job->plan, v, none, none, none};
       walk_spectrum(&walk, 0, 0, n, job->real);
