@@ -1,7 +1,9 @@
 """Fixtures of the whole suite: fixed seeds, poisoned memory, the Triton interpreter where there is no GPU."""
 
+import ctypes
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -41,7 +43,7 @@ def _seed() -> None:
 @pytest.fixture(autouse=True)
 def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill `torch.empty` and its like with NaN, so that an element nobody wrote is seen."""
-    from longconv.kernels.fftconv import scratch
+    from longconv.kernels import scratch
 
     def poison(make):
         def wrapped(*args, **kwargs):
@@ -59,9 +61,9 @@ def _poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long convolutions are computed by PyTorch's operators, as where there is no C compiler."""
-    from longconv.kernels.fftconv import native
+    from longconv.kernels.native import build
 
-    monkeypatch.setattr(native, "trusted_library", lambda: None)
+    monkeypatch.setattr(build.Native, "library", lambda self: None)
 
 
 @pytest.fixture(params=["native", "operators"])
@@ -69,6 +71,33 @@ def on_a_cpu(request: pytest.FixtureRequest) -> str:
     """Both ways that long convolutions take on a CPU."""
     if request.param == "operators":
         request.getfixturevalue("no_native")
+    return request.param
+
+
+# Options of the compiler, what the processor must have, and how many numbers a vector then has.
+_WIDTHS = {"native": None, "eight": ("-mno-avx512f", "avx2", 8), "four": ("-mno-avx512f -mno-avx2 -mno-avx", "sse2", 4)}
+
+
+@pytest.fixture(params=_WIDTHS)
+def native_width(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """The C code as it is compiled for this processor, and for others whose vectors are shorter."""
+    from longconv.kernels.native import build
+
+    if _WIDTHS[request.param] is not None:
+        options, needed, lanes = _WIDTHS[request.param]
+        if platform.machine() != "x86_64" or needed not in Path("/proc/cpuinfo").read_text():
+            pytest.skip(f"needs {needed}")
+        monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path_factory.getbasetemp() / "widths"))
+        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *options.split()))
+
+        def library(self: build.Native) -> ctypes.CDLL:
+            found = ctypes.CDLL(str(build.build(self.source, build.find_compiler())))
+            assert found.longconv_lanes() == lanes
+            return found
+
+        monkeypatch.setattr(build.Native, "library", library)
     return request.param
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from longconv.kernels.fftconv import scratch
+from longconv.kernels import scratch
 
 from .report import MODES, Mode, Row, Shape, Timing, environment, make_row
 

@@ -82,7 +82,7 @@ def run(
     for name, value in (("elements", elements), ("repeats", repeats), ("threads", threads), ("lengths", shortest)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if native.trusted_library() is None:
+    if native.NATIVE.library() is None:
         raise RuntimeError("bench stages takes the C code apart, which cannot be built here (kernels/fftconv/native)")
     console = Console()
     with cpu_threads(threads), torch.no_grad():
@@ -108,9 +108,7 @@ def profile(shape: Shape, repeats: int) -> Profile:
     B, D, L, _ = shape
     # A filter of a single tap leaves the row as it is, however often it is applied.
     u, k, y = torch.randn(B, D, L), torch.nn.functional.pad(torch.ones(D, 1), (0, L - 1)), torch.empty(B, D, L)
-    library = native.trusted_library()
-    assert library is not None
-    call = native.Call(library, u, k, None, None, None, None)
+    call = native.Call(native.NATIVE.needed(), u, k, None, None, None, None)
     job = call.job
     job.y = y.data_ptr()
     times = max(2, 2**18 // job.plan.n)

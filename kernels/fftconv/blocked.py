@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import scratch
+from .. import scratch
 from .plan import CircularPlan, Plan, make_plan
 
 # Complex points in a block: large enough to hide the cost of setting up an FFT, small enough for the cache (measured on

@@ -18,8 +18,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .. import scratch
 from ..shortconv.direct import correlate
-from . import direct, halo, scratch
+from . import direct, halo
 from .blocked import compute_dtype, empty_gradients
 from .fft import irfft, rfft
 from .halo import Block

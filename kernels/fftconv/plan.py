@@ -25,7 +25,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import scratch
+from .. import scratch
 from .fft import fft_, ifft_, irfft, keeps_setup, rfft
 
 # Rows of up to this many points are transformed by one FFT on a CPU; longer ones are factored, with inner FFTs of up to

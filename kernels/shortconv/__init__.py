@@ -31,7 +31,7 @@ from .fused_op import gated_short_conv_op, unsuitable
 from .op import lower, short_conv_op
 from .reference import short_conv_reference
 
-IMPLEMENTATIONS = ("auto", "torch", "triton")
+IMPLEMENTATIONS = ("auto", "native", "torch", "triton")
 # The operator is taken on a CPU from so many taps and B D L K products on. Below, its calls (about 0.3 ms forward and
 # backward) cost more than it saves.
 OPERATOR_TAPS = 8
@@ -109,9 +109,10 @@ def short_conv(
             that of L + N (K-1) samples. The values are read and checked, which waits for a GPU.
         pre_gate: (B, D, L), multiplies the input.
         post_gate: (B, D, L), multiplies the output.
-        impl: "torch"; "triton" (one pass over memory forward, and one backward up to 4 taps; on a GPU, or anywhere
-            under `TRITON_INTERPRET=1`); "auto" takes Triton for tensors on a GPU where it can: float32 or half
-            precision, K <= 128, no transformation of torch.func and no forward mode.
+        impl: "torch" (PyTorch's operators); "native" (C, compiled at its first use: one pass over memory forward and
+            one backward, on a CPU); "triton" (one pass forward, and one backward up to 4 taps; on a GPU, or anywhere
+            under `TRITON_INTERPRET=1`); "auto" takes Triton on a GPU and C on a CPU where it can: float32 or half
+            precision, K <= 128, no transformation of torch.func and no forward mode, and on a CPU a C compiler.
 
     Returns:
         y (B, D, L) in the dtype of u, or `(y, state)` with state (B, D, K-1) in the dtype of u. Arithmetic is in the
@@ -120,7 +121,7 @@ def short_conv(
 
     Raises:
         ValueError: naming the argument whose shape, device or value does not fit; `state`, `return_state` with
-            `padding="same"` or `cu_seqlens`; `impl="triton"` where Triton cannot do it, with the reason.
+            `padding="same"` or `cu_seqlens`; an `impl` that cannot do it, with the reason.
         TypeError: for a tensor that is not floating point, or `cu_seqlens` that is not integer.
     """
     _check(u, weight, bias, activation, "u", 3)
@@ -149,8 +150,8 @@ def short_conv(
         v = u if pre_gate is None else (u * pre_gate).to(u.dtype)
         u, pre_gate, left = torch.cat([state.to(u.dtype), v], dim=-1), None, 0
     arguments = (u, weight, bias, pre_gate, post_gate, cu_seqlens, left, right, silu)
-    fused = _takes_triton(impl, u, weight, bias, pre_gate, post_gate)
-    y = gated_short_conv_op(*arguments) if fused else composite(_convolve, *arguments)
+    fused = _fused(impl, u, weight, bias, pre_gate, post_gate)
+    y = gated_short_conv_op(*arguments, fused) if fused else composite(_convolve, *arguments)
     if not return_state:
         return y
     # K-1 samples from the end, zeros before the beginning. `pad` copies: a view would keep the whole chunk in memory
@@ -217,15 +218,21 @@ def _operator_pays(u: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return differentiable and u.numel() * weight.shape[1] >= OPERATOR_PRODUCTS
 
 
-def _takes_triton(impl: str, u: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    if impl == "torch" or (
-        impl == "auto" and (u.device.type != "cuda" or interpreting() or torch.compiler.is_exporting())
-    ):
-        return False
-    reason = unsuitable(u, weight, *others)
-    if reason is not None and impl == "triton":
-        raise ValueError(f"impl='triton' is not possible here: {reason}")
-    return reason is None
+def _fused(
+    impl: str, u: Tensor, weight: Tensor, bias: Tensor | None, pre_gate: Tensor | None, post_gate: Tensor | None
+) -> str | None:
+    """Return by what the operator that does all in one pass is to do it: "triton", "native", or None: not at all."""
+    if impl == "torch":
+        return None
+    wanted = impl
+    if impl == "auto":
+        if torch.compiler.is_exporting() or (u.device.type == "cuda" and interpreting()):
+            return None
+        wanted = "native" if u.device.type == "cpu" else "triton"
+    reason = unsuitable(wanted, u, weight, bias, pre_gate, post_gate)
+    if reason is not None and impl != "auto":
+        raise ValueError(f"impl={impl!r} is not possible here: {reason}")
+    return wanted if reason is None else None
 
 
 @overload

@@ -9,7 +9,7 @@ from longconv.kernels.fftconv import native
 
 @pytest.fixture(autouse=True)
 def _compiled():
-    if native.trusted_library() is None:
+    if native.NATIVE.library() is None:
         pytest.skip("no C compiler, or not Linux")
 
 

@@ -210,7 +210,7 @@ def test_who_runs(place, case):
     """On a GPU "auto" is the kernels, except for float64; on a CPU it is not, though the interpreter could."""
     x = make(place, 2, 3, 300, 300, HALF[place])
     x = {name: t.detach() for name, t in x.items()}
-    usual = "native" if place != "cuda" and native.trusted_library() is not None else "torch"
+    usual = "native" if place != "cuda" and native.NATIVE.library() is not None else "torch"
     auto, triton, other = (fft_conv(**x, impl=impl) for impl in ("auto", "triton", usual))
     assert torch.equal(auto, triton if place == "cuda" else other)
     assert not torch.equal(triton, other)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from longconv.functional import fft_conv
-from longconv.kernels.fftconv import fft_conv_reference, scratch
+from longconv.kernels import scratch
+from longconv.kernels.fftconv import fft_conv_reference
 
 pytestmark = pytest.mark.usefixtures("on_a_cpu")
 

@@ -10,6 +10,7 @@ from numerics import assert_close
 
 from longconv.functional import fft_conv
 from longconv.kernels import shortconv
+from longconv.kernels.native import build
 from longconv.kernels.shortconv import direct, short_conv, short_conv_reference, short_conv_step
 from longconv.kernels.shortconv.op import short_conv_op, weight_grad_op
 
@@ -28,12 +29,15 @@ def _one_thread():
 
 
 def use(monkeypatch, path: str) -> None:
-    """Take the operator, or PyTorch's own autograd, whatever the size."""
+    """Take the C code, the operator, or PyTorch's own autograd, whatever the size."""
+    if path == "native":
+        return
+    monkeypatch.setattr(build.Native, "library", lambda self: None)
     monkeypatch.setattr(shortconv, "OPERATOR_TAPS", 1 if path == "operator" else 10**9)
     monkeypatch.setattr(shortconv, "OPERATOR_PRODUCTS", 0)
 
 
-@pytest.fixture(params=["operator", "composite"])
+@pytest.fixture(params=["native", "operator", "composite"])
 def path(request, monkeypatch):
     use(monkeypatch, request.param)
     return request.param
@@ -98,7 +102,7 @@ def test_gradients_of_taps_over_long_rows(L, K, path):
     check(*make(2, 2, L, K, torch.float32), padding="same")
 
 
-def test_large_inputs_take_the_operator():
+def test_large_inputs_take_the_operator(no_native):
     u, weight, bias = make(4, 64, 1024, 16, torch.float32)
     check(u, weight, bias)
     nodes = short_conv(u.requires_grad_(), weight).grad_fn

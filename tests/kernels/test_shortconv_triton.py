@@ -199,7 +199,9 @@ def test_zeros_before_and_behind_and_cut_ends(K, more, device):
         return F.silu(F.conv1d(v, weight.flip(-1)[:, None], bias, groups=3)) * post_gate
 
     check(
-        x, f=lambda **y: gated_short_conv_op(**y, cu_seqlens=None, left=left, right=right, silu=True), expected=expected
+        x,
+        f=lambda **y: gated_short_conv_op(**y, cu_seqlens=None, left=left, right=right, silu=True, impl="triton"),
+        expected=expected,
     )
 
 
@@ -262,8 +264,8 @@ def test_the_operator_saves_its_inputs_only(device):
 @pytest.mark.parametrize("last", [False, True])
 def test_opcheck(K, last, device):
     x = {name: t.requires_grad_() for name, t in make(2, 3, 20, K, last=last, device=device).items()}
-    torch.library.opcheck(gated_short_conv_op, (*x.values(), None, K - 1, 0, True))
-    packed = (torch.tensor([0, 5, 20], device=device), K - 1 - K // 2, K // 2, False)
+    torch.library.opcheck(gated_short_conv_op, (*x.values(), None, K - 1, 0, True, "triton"))
+    packed = (torch.tensor([0, 5, 20], device=device), K - 1 - K // 2, K // 2, False, "triton")
     torch.library.opcheck(
         gated_short_conv_op, (*(t[:1].detach().requires_grad_() if t.ndim == 3 else t for t in x.values()), *packed)
     )
@@ -335,7 +337,7 @@ def test_what_triton_cannot_do_is_said_and_auto_does_it_otherwise(device, monkey
     with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="forward mode"):
         short_conv(torch.autograd.forward_ad.make_dual(u, u), weight, impl="triton")
     monkeypatch.setattr("longconv.kernels.shortconv.fused_op.MAX_LENGTH", 100)
-    assert "rows of up to 100 samples, not 300" in unsuitable(u, weight)
+    assert "rows of up to 100 samples, not 300" in unsuitable("triton", u, weight, None, None, None)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         short_conv(u.cpu(), weight.cpu(), impl="triton")
@@ -343,7 +345,7 @@ def test_what_triton_cannot_do_is_said_and_auto_does_it_otherwise(device, monkey
 
 def test_errors_name_the_argument():
     u, weight = torch.ones(2, 3, 4), torch.ones(3, 3)
-    with pytest.raises(ValueError, match="impl must be one of auto, torch, triton; got 'cuda'"):
+    with pytest.raises(ValueError, match="impl must be one of auto, native, torch, triton; got 'cuda'"):
         short_conv(u, weight, impl="cuda")
     for name in ("pre_gate", "post_gate"):
         with pytest.raises(ValueError, match=rf"{name} must have the shape of u, \(2, 3, 4\); got \(2, 3, 1\)"):
@@ -427,7 +429,7 @@ class TestOnGPU:
     def test_auto_is_triton_and_equals_the_definition(self, K, dtype):
         for L, last in ((1, True), (1021, False), (2048, True), (20_011, False)):
             x = make(3, 111, L, K, dtype, last, device="cuda")
-            assert unsuitable(*x.values()) is None
+            assert unsuitable("triton", **x) is None
             check(x, f=lambda **y: short_conv(**y, activation="silu"), activation="silu")
             check(make(2, 64, L, K, dtype, last, gates=None, device="cuda"), padding="same")
 

@@ -1,34 +1,28 @@
 """Whole convolutions in C, on a CPU: all that happens to a row happens while it is in cache.
 
-    rows.c       frames, filters, tasks, threads         build.py  compiles them and keeps the result
-    transform.h  transforms of rows, there and back      plan.py   their tables, and the cut of rows into frames
-    samples.h    float32, bfloat16 and float16 in memory
+    rows.c       frames, filters, tasks, threads
+    transform.h  transforms of rows, there and back
+    plan.py      their tables, and the cut of rows into frames
 
 Arithmetic is float32. What is not for this (float64, circular convolutions, other devices, dtypes that differ, no
 compiler) is computed by PyTorch's operators (blocked.py, overlap.py).
 """
 
 import ctypes
-import warnings
-from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .. import scratch
+from ...native import TYPES, Native, numbers, parallel
 from ..blocked import empty_gradients
-from . import build
-from .plan import PlanStruct, aligned, cut_rows, make_plan
+from .plan import PlanStruct, cut_rows, make_plan
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_CPU = torch.device("cpu")
 # Numbers of a spectrum of n points beyond 2n: the gap between real and imaginary parts and another, as in rows.c.
 _ROW_MARGIN = 32
 #: What `Call.run_stage` knows: the spectrum of a filter; reading a row; its transform, product and transform back;
 #: writing the result.
 STAGES = ("filter", "read", "transform", "write")
-# So much memory is kept for the next call.
-KEPT_BYTES = 2**27
 
 
 class _Rows(ctypes.Structure):
@@ -56,35 +50,11 @@ def unavailable(u: Tensor, *others: Tensor | None, circular: bool = False) -> st
         return f"it needs a CPU, not {u.device.type}"
     if circular:
         return "it has no circular convolution"
-    if u.dtype not in _TYPES:
+    if u.dtype not in TYPES:
         return f"it has no {u.dtype}"
     if any(x is not None and x.dtype not in (u.dtype, torch.float32) for x in others):
         return f"all tensors must be float32 or of u's dtype, {u.dtype}"
-    library = trusted_library()
-    if library is None:
-        return "there is no compiled library (no C compiler, another system than Linux, or LONGCONV_NATIVE=0)"
-    if u.dtype == torch.float16 and not library.longconv_has_float16():
-        return "the C compiler has no float16"
-    return ""
-
-
-@lru_cache(maxsize=1)
-def trusted_library() -> ctypes.CDLL | None:
-    """The compiled library, once it has given what it should on a small example."""
-    library = build.library()
-    if library is None:
-        return None
-    u, k = torch.arange(600.0).cos().view(1, 2, 300), torch.arange(260.0).sin().view(2, 130)
-    right = library.longconv_size_of_job() == ctypes.sizeof(_Job)
-    if right:
-        y = torch.empty_like(u)
-        Call(library, u, k, None, None, None, None).run_forward(y)
-        padded = torch.nn.functional.pad(u[0].double(), (129, 0))
-        exact = torch.nn.functional.conv1d(padded, k.double().flip(1)[:, None], groups=2)
-        right = bool((y[0] - exact).norm() < 1e-5 * exact.norm())
-    if not right:
-        warnings.warn("longconv: its compiled C code computes wrong results here, and is not used", stacklevel=2)
-    return library if right else None
+    return NATIVE.unavailable(u.dtype)
 
 
 def conv_forward(
@@ -99,7 +69,7 @@ def conv_forward(
     """Evaluate `fft_conv` (see there for shapes), unless `unavailable`: a new contiguous tensor of u's dtype."""
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if y.numel():
-        Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate).run_forward(y)
+        Call(NATIVE.needed(), u, k, skip, k_reverse, pre_gate, post_gate).run_forward(y)
     return y
 
 
@@ -119,7 +89,7 @@ def conv_backward(
     du, dk, dskip, dk_reverse, dpre, dpost = grads
     if not (u.numel() and any(grad.numel() for grad in grads)):
         return grads
-    call = Call(_library(), u, k, skip, k_reverse, pre_gate, post_gate)
+    call = Call(NATIVE.needed(), u, k, skip, k_reverse, pre_gate, post_gate)
     call.job.dy = call.rows(dy)
     for name, grad in (("du", du), ("dpre_gate", dpre), ("dpost_gate", dpost)):
         setattr(call.job, name, grad.data_ptr() if grad.numel() else None)
@@ -161,7 +131,7 @@ class Call:
         self.plan = make_plan(self.cut.n, lanes)
         self._dtype = u.dtype
         self.job = _Job(
-            plan=self.plan.struct, B=B, D=D, L=L, type=_TYPES[u.dtype], past=past, future=future,
+            plan=self.plan.struct, B=B, D=D, L=L, type=TYPES[u.dtype], past=past, future=future,
             origin=self.cut.origin, step=self.cut.step, frames=self.cut.frames,
             real=int(self.cut.frames == 1 and self.cut.n >= L and self.plan.struct.levels > 0),
             parts=_parts(D, B * self.cut.frames, threads), threads=threads,
@@ -188,7 +158,7 @@ class Call:
     def run(self, spectra: int) -> None:
         """Do the job, for which each thread needs memory for so many spectra."""
         self._take_memory(spectra)
-        self._library.longconv_rows(ctypes.byref(self.job), int(spectra > 2), ctypes.c_void_p(build.openmp()))
+        self._library.longconv_rows(ctypes.byref(self.job), int(spectra > 2), parallel())
 
     def run_stage(self, stage: str, repeats: int) -> None:
         """For measurements: do one of `STAGES` of the forward pass that often, in every thread, on a row in cache."""
@@ -196,13 +166,12 @@ class Call:
             raise ValueError("stages are measured on rows of one frame")
         self._take_memory(2)
         which, count = ctypes.c_int64(STAGES.index(stage)), ctypes.c_int64(repeats)
-        self._library.longconv_stage(ctypes.byref(self.job), which, count, ctypes.c_void_p(build.openmp()))
+        self._library.longconv_stage(ctypes.byref(self.job), which, count, parallel())
 
     def _take_memory(self, spectra: int) -> None:
         job = self.job
         job.per_thread = spectra * (2 * job.plan.n + _ROW_MARGIN)
-        memory = aligned(scratch.empty("native", (job.threads * job.per_thread + 15,), torch.float32, _CPU, KEPT_BYTES))
-        job.scratch, job.next = memory.data_ptr(), 0
+        job.scratch, job.next = numbers("rows", job.threads * job.per_thread).data_ptr(), 0
 
     def _filter(self, taps: Tensor | None) -> int | None:
         if taps is None or taps.numel() == 0:
@@ -212,12 +181,6 @@ class Call:
         return taps.data_ptr()
 
 
-def _library() -> ctypes.CDLL:
-    library = trusted_library()
-    assert library is not None  # or `unavailable` said so
-    return library
-
-
 def _parts(channels: int, frames: int, threads: int) -> int:
     """Shares to cut the frames of a channel into, so that all threads have to do; each share transforms the filter."""
 
@@ -225,3 +188,16 @@ def _parts(channels: int, frames: int, threads: int) -> int:
         return -(-channels * parts // threads) * (0.6 + -(-frames // parts))
 
     return min(range(1, min(frames, threads) + 1), key=cost)
+
+
+def _right(library: ctypes.CDLL) -> bool:
+    """Whether a small example comes out right."""
+    u, k = torch.arange(600.0).cos().view(1, 2, 300), torch.arange(260.0).sin().view(2, 130)
+    y = torch.empty_like(u)
+    Call(library, u, k, None, None, None, None).run_forward(y)
+    padded = torch.nn.functional.pad(u[0].double(), (129, 0))
+    exact = torch.nn.functional.conv1d(padded, k.double().flip(1)[:, None], groups=2)
+    return bool((y[0] - exact).norm() < 1e-5 * exact.norm())
+
+
+NATIVE = Native(Path(__file__).with_name("rows.c"), _Job, _right)

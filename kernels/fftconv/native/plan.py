@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...native import aligned
+
 MAX_LEVELS = 16
 
 # Cost of a frame of n points: n (log2 n + OTHER), and more for what does not fit the first and the second cache.
@@ -147,8 +149,3 @@ def _unit_circle(turns: Tensor) -> Tensor:
 def _aligned(table: Tensor) -> Tensor:
     """A copy that starts at a multiple of 64 bytes."""
     return aligned(torch.empty(table.numel() + 15, dtype=torch.float32))[: table.numel()].copy_(table.flatten())
-
-
-def aligned(memory: Tensor) -> Tensor:
-    """The part of a float32 vector that starts at a multiple of 64 bytes; it may be 15 numbers shorter."""
-    return memory[-memory.data_ptr() // 4 % 16 :]

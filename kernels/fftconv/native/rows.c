@@ -49,9 +49,6 @@ static void *row_out(void *data, const Job *job, int64_t b, int64_t d) {
 /* --- Between rows in memory and frames -----------------------------------------------------------------------------
    Sample i of a frame is real part i if i < n, else minus the imaginary part i - n. */
 
-static int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* Where sample i of a frame lies, and how many follow it there, at most `count`; `sign` is that of what lies there. */
 static float *place(const Job *job, Row frame, int64_t i, int64_t *count, float *sign) {
   int64_t n = job->plan.n;
@@ -302,10 +299,6 @@ static void work(void *data) {
     else forward_task(job, task, scratch);
   }
 }
-
-/* `parallel` is GOMP_parallel of the OpenMP library that PyTorch has loaded: its threads are used, not others beside
-   them. */
-typedef void (*Parallel)(void (*)(void *), void *, unsigned, unsigned);
 
 void longconv_rows(Job *job, int backward, Parallel parallel) {
   Team team = {job, 0, backward};

@@ -1,5 +1,8 @@
 /* Samples in memory: float32, bfloat16 or float16 there, float32 here. */
 
+#ifndef LONGCONV_SAMPLES_H
+#define LONGCONV_SAMPLES_H
+
 #include <stdint.h>
 #include <string.h>
 
@@ -63,3 +66,5 @@ static void write_samples(void *row, int64_t first, const float *restrict from, 
 #endif
   }
 }
+
+#endif

@@ -1,14 +1,6 @@
 """Long convolutions in C: every width of vectors, every length of transforms, every cut into frames and shares; the
 build, and what there is without it."""
 
-import ctypes
-import os
-import platform
-import subprocess
-import sys
-import threading
-from pathlib import Path
-
 import fft_conv_cases
 import numerics
 import pytest
@@ -16,28 +8,9 @@ import torch
 
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import dispatch, fft_conv_reference, native
-from longconv.kernels.fftconv.native import build, plan
+from longconv.kernels.fftconv.native import plan
 
-if native.trusted_library() is None:
-    pytest.skip("no C compiler, or not Linux", allow_module_level=True)
-
-# Sixteen numbers at a time, eight, four: what compiles here is run if the processor has it.
-WIDTHS = {"native": None, "eight": ("-mno-avx512f", "avx2"), "four": ("-mno-avx512f -mno-avx2 -mno-avx", "sse2")}
-
-
-@pytest.fixture(params=WIDTHS)
-def width(request, monkeypatch, tmp_path_factory):
-    """The library as compiled for other processors."""
-    if WIDTHS[request.param] is not None:
-        options, needed = WIDTHS[request.param]
-        if platform.machine() != "x86_64" or needed not in Path("/proc/cpuinfo").read_text():
-            pytest.skip(f"needs {needed}")
-        monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path_factory.getbasetemp() / "widths"))
-        monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, *options.split()))
-        library = ctypes.CDLL(str(build.build(build.find_compiler())))
-        assert library.longconv_lanes() == {"eight": 8, "four": 4}[request.param]
-        monkeypatch.setattr(native, "trusted_library", lambda: library)
-    return request.param
+pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
 
 
 @pytest.fixture
@@ -66,15 +39,13 @@ def check(x):
 @pytest.mark.parametrize(
     ("L", "K", "R"), [(1, 1, 0), (2, 3, 5), (63, 63, 0), (64, 64, 64), (65, 200, 3), (1000, 999, 0)]
 )
-@pytest.mark.parametrize("width", WIDTHS, indirect=True)
-def test_equals_the_definition(width, L, K, R, dtype):
+def test_equals_the_definition(native_width, L, K, R, dtype):
     check(fft_conv_cases.make(2, 3, L, K, R, dtype))
 
 
-@pytest.mark.parametrize("width", WIDTHS, indirect=True)
-def test_every_radix_and_every_order_of_them(width):
+def test_every_radix_and_every_order_of_them(native_width):
     """Rows as long as a transform: there is no padding to hide behind."""
-    lanes = native.trusted_library().longconv_lanes()
+    lanes = native.NATIVE.library().longconv_lanes()
     seen = set()
     for n in (m for m in plan.lengths(lanes) if m <= 20_000):
         seen.add(tuple(plan.factorise(n // (4 * lanes))))
@@ -89,7 +60,6 @@ def test_long_rows(L):
     check(x)
 
 
-@pytest.mark.parametrize("width", WIDTHS, indirect=True)
 @pytest.mark.parametrize("parts", [1, 2, 5])
 @pytest.mark.parametrize(
     ("n", "L", "K", "R"),
@@ -104,7 +74,7 @@ def test_long_rows(L):
         (512, 100, 7, 3),  # one frame
     ],
 )
-def test_any_cut_into_frames_and_shares(width, n, L, K, R, parts, cut):
+def test_any_cut_into_frames_and_shares(native_width, n, L, K, R, parts, cut):
     cut(n, parts)
     check(fft_conv_cases.make(2, 2, L, K, R))
 
@@ -250,78 +220,3 @@ def test_auto_takes_it_and_torch_does_not(monkeypatch):
             fft_conv(u, k, cu_seqlens=cu_seqlens, impl=impl).sum().backward()
             assert sorted(set(taken), reverse=True) == expected, (impl, cu_seqlens)
     assert not dispatch.compiled("auto", torch.empty(1, 2, 8, device="meta"), circular=False)
-
-
-_REPORT = """
-import torch, warnings
-with warnings.catch_warnings(record=True) as seen:
-    warnings.simplefilter("always")
-    from longconv.functional import fft_conv
-    from longconv.kernels.fftconv import native
-    y = fft_conv(torch.ones(1, 1, 9), torch.ones(1, 9))
-assert y.flatten().round().tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9], y
-print(native.trusted_library() is not None, *(str(w.message).split(": ")[0] + ": " + str(w.message) for w in seen))
-"""
-
-
-def report(**environment):
-    command = [sys.executable, "-P", "-c", _REPORT]
-    environment = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-
-
-def test_without_a_compiler_everything_works(tmp_path):
-    environment = {"LONGCONV_CACHE": str(tmp_path), "CC": ""}
-    assert report(LONGCONV_NATIVE="0").strip() == "False"
-    assert report(**environment, PATH=str(tmp_path)).strip() == "False"
-    broken = tmp_path / "bad-compiler"
-    broken.write_text("#!/bin/sh\necho cannot do that >&2\nexit 1\n")
-    broken.chmod(0o755)
-    out = report(LONGCONV_CACHE=str(tmp_path), CC=str(broken))
-    assert out.startswith("False")
-    assert "cannot do that" in out
-    assert not list(tmp_path.glob("*.so"))
-
-
-def test_wrong_results_are_noticed(monkeypatch):
-    library = build.library()
-
-    class Wrong:
-        def __getattr__(self, name):
-            real = getattr(library, name)
-            return (lambda *a: None) if name == "longconv_rows" else real
-
-    monkeypatch.setattr(build, "library", lambda: Wrong())
-    with pytest.warns(UserWarning, match="computes wrong results"):
-        assert native.trusted_library.__wrapped__() is None
-
-
-def test_the_build_is_kept_and_several_processes_may_build_it(tmp_path, monkeypatch):
-    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "new" / "folder"))
-    threads = [threading.Thread(target=build.build, args=(build.find_compiler(),)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (path,) = (tmp_path / "new" / "folder").iterdir()
-    before = path.stat().st_mtime_ns
-    assert build.build(build.find_compiler()) == path
-    assert path.stat().st_mtime_ns == before
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DOTHER"))
-    assert build.build(build.find_compiler()) != path
-
-
-def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "file" / "folder"))
-    with pytest.raises(OSError, match="no cache folder"):
-        build.build(build.find_compiler())
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o777)  # anybody could put a library there
-    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "open"))
-    with pytest.raises(OSError, match="no cache folder"):
-        build.build(build.find_compiler())
-    monkeypatch.delenv("LONGCONV_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert build.build(build.find_compiler()).parent == tmp_path / f"longconv-{os.getuid()}"

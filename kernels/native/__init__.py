@@ -1,0 +1,9 @@
+"""What the C code of all families shares: its build (build.py), memory (memory.py), vectors, samples and tiles (*.h).
+
+Each family's C sources stand beside the Python that calls them: `fftconv/native`, `shortconv/native`.
+"""
+
+from .build import Native, parallel
+from .memory import TYPES, aligned, numbers
+
+__all__ = ["TYPES", "Native", "aligned", "numbers", "parallel"]

@@ -1,0 +1,187 @@
+"""`short_conv` in C (taps.c), on a CPU: gates, taps, bias and SiLU in one pass over memory, gradients in another.
+
+Arithmetic is float32, sums over time for the gradients of taps and bias are float64.
+"""
+
+import ctypes
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...native import TYPES, Native, numbers, parallel
+from ..layout import laid_out_as
+
+# Samples of an item: enough for what lies around it to be little beside it, few enough for its tiles to stay in cache.
+LEAST_SAMPLES, REACHES = 512, 4
+# Of taps.c: channels of a tile, and tiles of a thread.
+_GROUP, _TILES = 16, 4
+# Shares that a group of channels is cut into for all threads to have work, not more than there are items. It does not
+# depend on the number of threads, so neither does the order of the sums.
+_SHARES = 64
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "channel", "sample")))
+
+
+class _Job(ctypes.Structure):
+    """`Job` of taps.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("B", "D", "K", "dilation", "shift", "type", "silu", "count")),
+        ("items", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("parts", "threads")),
+        *((name, _Array) for name in ("u", "pre_gate", "post_gate", "dy", "y", "du", "dpre_gate", "dpost_gate")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "sums", "scratch")),
+        *((name, ctypes.c_int64) for name in ("width", "next")),
+    )
+
+
+def unavailable(u: Tensor, weight: Tensor, bias: Tensor | None, *gates: Tensor | None) -> str:
+    """Why `short_conv` of these tensors cannot be computed here; empty if it can."""
+    if u.device.type != "cpu":
+        return f"it needs a CPU, not {u.device.type}"
+    if u.dtype not in TYPES:
+        return f"it has no {u.dtype}"
+    if any(x is not None and x.dtype not in TYPES for x in (weight, bias)):
+        return "it has no float64"
+    if any(x is not None and x.dtype != u.dtype for x in gates):
+        return f"gates must be of u's dtype, {u.dtype}"
+    return NATIVE.unavailable(u.dtype)
+
+
+def forward(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    left: int,
+    right: int,
+    silu: bool,
+) -> Tensor:
+    """As `triton_launch.forward`, unless `unavailable`."""
+    (B, D, L), K = u.shape, weight.shape[1]
+    y = torch.empty((B, D, L + left + right - K + 1), dtype=u.dtype, device=u.device)
+    if y.numel():
+        call = _Call(NATIVE.needed(), u, weight, bias, pre_gate, post_gate, cu_seqlens, left, y.shape[-1], silu)
+        call.run({"y": y})
+    return y
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pre_gate: Tensor | None,
+    post_gate: Tensor | None,
+    cu_seqlens: Tensor | None,
+    left: int,
+    right: int,
+    silu: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    """As `triton_launch.backward`, unless `unavailable`."""
+    (B, D, L), K, T = u.shape, weight.shape[1], dy.shape[-1]
+    du, dpre, dpost = (
+        laid_out_as(x, x.shape[-1]) if need and x is not None else None
+        for x, need in ((u, needs[0]), (pre_gate, needs[3]), (post_gate, needs[4]))
+    )
+    of_taps, of_bias = needs[1], needs[2] and bias is not None
+    sums = None
+    if B * D and max(L, T):
+        call = _Call(NATIVE.needed(), u, weight, bias, pre_gate, post_gate, cu_seqlens, left, T, silu)
+        if of_taps or of_bias:
+            sums = torch.zeros((call.job.parts, D, K + 1), dtype=torch.float64)
+        call.run({"dy": dy, "du": du, "dpre_gate": dpre, "dpost_gate": dpost}, sums)
+    total = torch.zeros((D, K + 1), dtype=torch.float64) if sums is None else sums.sum(0)
+    dweight = total[:, :K].to(weight.dtype).contiguous() if of_taps else None
+    dbias = total[:, K].to(bias.dtype).contiguous() if of_bias and bias is not None else None
+    grads = (du, dweight, dbias, dpre, dpost)
+    return [u.new_empty(0) if x is None else x for x in grads]
+
+
+class _Call:
+    """A job, and what keeps its memory alive. T: number of results of a row."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        u: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        pre_gate: Tensor | None,
+        post_gate: Tensor | None,
+        cu_seqlens: Tensor | None,
+        left: int,
+        T: int,
+        silu: bool,
+    ) -> None:
+        self._library = library
+        self._kept: list[Tensor] = []
+        (B, D, L), K = u.shape, weight.shape[1]
+        shift = K - 1 - left
+        samples = max(LEAST_SAMPLES, REACHES * (K - 1))
+        items = torch.tensor(_items(L, T, cu_seqlens, samples), dtype=torch.int64)
+        groups = -(-D // _GROUP)
+        # The longest row of a tile: inputs of all gradients that inputs of an item show in, and vectors that overhang.
+        width = samples + max(shift, 0) + max(K - 1 - shift, 0) + K - 1 + 5 * _GROUP
+        self.job = _Job(
+            B=B, D=D, K=K, dilation=1, shift=shift, type=TYPES[u.dtype], silu=silu,
+            count=len(items), items=self._keep(items), parts=min(B * len(items), -(-_SHARES // groups)),
+            threads=torch.get_num_threads(),
+            u=self._array(u), pre_gate=self._array(pre_gate), post_gate=self._array(post_gate),
+            weight=self._keep(weight.to(torch.float32).contiguous()),
+            bias=None if bias is None else self._keep(bias.to(torch.float32).contiguous()),
+            width=(width // 16 | 1) * 16,  # an odd number of lines: rows of a tile get out of each other's way
+        )  # fmt: skip
+
+    def run(self, tensors: dict[str, Tensor | None], sums: Tensor | None = None) -> None:
+        """Compute what `tensors` asks for: y, or from dy the gradients of its other names and `sums`."""
+        for name, x in tensors.items():
+            setattr(self.job, name, self._array(x))
+        job = self.job
+        job.sums = None if sums is None else sums.data_ptr()
+        memory = numbers("taps", job.threads * _TILES * _GROUP * job.width)
+        job.scratch, job.next = memory.data_ptr(), 0
+        self._library.longconv_taps(ctypes.byref(job), int("dy" in tensors), parallel())
+
+    def _keep(self, x: Tensor) -> int:
+        self._kept.append(x)
+        return x.data_ptr()
+
+    def _array(self, x: Tensor | None) -> _Array:
+        return _Array() if x is None else _Array(self._keep(x), *x.stride())
+
+
+def _items(L: int, T: int, cu_seqlens: Tensor | None, samples: int) -> list[list[int]]:
+    """Cut rows of L samples and T results, or packed sequences, into items of so many samples; see `Item` of taps.c."""
+    if cu_seqlens is None:
+        spans = [(0, L, 0, T)]
+    else:
+        spans = [(start, end, start, end) for start, end in itertools.pairwise(cu_seqlens.tolist()) if end > start]
+    return [
+        [*span, first, min(first + samples, max(span[1], span[3]))]
+        for span in spans
+        for first in range(span[0], max(span[1], span[3]), samples)
+    ]
+
+
+def _right(library: ctypes.CDLL) -> bool:
+    """Whether a small example comes out right."""
+    u, weight, y = (
+        torch.arange(2100.0).cos().view(1, 3, 700),
+        torch.arange(15.0).sin().view(3, 5),
+        torch.empty(1, 3, 700),
+    )
+    _Call(library, u, weight, None, None, None, None, 4, 700, False).run({"y": y})
+    padded = torch.nn.functional.pad(u[0].double(), (4, 0))
+    exact = torch.nn.functional.conv1d(padded, weight.double().flip(1)[:, None], groups=3)
+    return bool((y[0] - exact).norm() < 1e-5 * exact.norm())
+
+
+NATIVE = Native(Path(__file__).with_name("taps.c"), _Job, _right)

@@ -1,0 +1,90 @@
+"""The build of the C code: kept, shared, refused, and what there is without it."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from longconv.kernels.fftconv import native
+from longconv.kernels.native import build
+
+pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
+SOURCE = native.NATIVE.source
+
+_REPORT = """
+import torch, warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    from longconv.functional import fft_conv
+    from longconv.kernels.fftconv import native
+    y = fft_conv(torch.ones(1, 1, 9), torch.ones(1, 9))
+assert y.flatten().round().tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9], y
+print(native.NATIVE.library() is not None, *(str(w.message).split(": ")[0] + ": " + str(w.message) for w in seen))
+"""
+
+
+def report(**environment):
+    command = [sys.executable, "-P", "-c", _REPORT]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def test_without_a_compiler_everything_works(tmp_path):
+    environment = {"LONGCONV_CACHE": str(tmp_path), "CC": ""}
+    assert report(LONGCONV_NATIVE="0").strip() == "False"
+    assert report(**environment, PATH=str(tmp_path)).strip() == "False"
+    broken = tmp_path / "bad-compiler"
+    broken.write_text("#!/bin/sh\necho cannot do that >&2\nexit 1\n")
+    broken.chmod(0o755)
+    out = report(LONGCONV_CACHE=str(tmp_path), CC=str(broken))
+    assert out.startswith("False")
+    assert "cannot do that" in out
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_wrong_results_are_noticed():
+    wrong = build.Native(SOURCE, native._Job, lambda library: False)
+    with pytest.warns(UserWarning, match="computes wrong results"):
+        assert wrong.library() is None
+    assert "no compiled library" in wrong.unavailable(None)
+
+    class Other(ctypes.Structure):  # not the one of C
+        _fields_ = (("n", ctypes.c_int64),)
+
+    other = build.Native(SOURCE, Other, lambda library: True)
+    with pytest.warns(UserWarning, match="computes wrong results"):
+        assert other.library() is None
+
+
+def test_the_build_is_kept_and_several_processes_may_build_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "new" / "folder"))
+    threads = [threading.Thread(target=build.build, args=(SOURCE, build.find_compiler())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (path,) = (tmp_path / "new" / "folder").iterdir()
+    before = path.stat().st_mtime_ns
+    assert build.build(SOURCE, build.find_compiler()) == path
+    assert path.stat().st_mtime_ns == before
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DOTHER"))
+    assert build.build(SOURCE, build.find_compiler()) != path
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "file" / "folder"))
+    with pytest.raises(OSError, match="no cache folder"):
+        build.build(SOURCE, build.find_compiler())
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)  # anybody could put a library there
+    monkeypatch.setenv("LONGCONV_CACHE", str(tmp_path / "open"))
+    with pytest.raises(OSError, match="no cache folder"):
+        build.build(SOURCE, build.find_compiler())
+    monkeypatch.delenv("LONGCONV_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert build.build(SOURCE, build.find_compiler()).parent == tmp_path / f"longconv-{os.getuid()}"
