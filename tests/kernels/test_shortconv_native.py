@@ -111,7 +111,7 @@ def test_silu_over_the_whole_range():
     (slope,) = torch.autograd.grad(y.sum(), x)
     (exact,) = torch.autograd.grad(expected.sum(), wide)
     assert ((y - expected).abs() <= 3e-7 * expected.abs() + 1e-36).all()  # less than 1e-36: where exp(-x) overflows
-    assert ((slope - exact).abs() <= 5e-7 * exact.abs().clamp(min=1)).all()  # it cancels out near -1.28
+    assert ((slope - exact).abs() <= 3e-7 * exact.abs().clamp(min=0.5)).all()  # it cancels out near -1.28
     odd = torch.tensor([float("nan"), float("inf")]).view(1, 1, 2)
     assert short_conv(odd, torch.ones(1, 1), activation="silu", impl="native")[0, 0, 0].isnan()
     assert short_conv(odd[..., 1:], torch.ones(1, 1), activation="silu", impl="native").item() == float("inf")

@@ -201,9 +201,9 @@ static void backward_item(const Place *p, const Item *item, double *sums) {
       for (int64_t j = 0; j < stop - start; j += W) {
         Vector d = load(dz + j), x = load(z + j), slope = splat(1), act = x;
         if (job->silu) {
-          Vector s = sigmoid(x);
+          Vector e = exponential(-x), s = 1.0f / (1.0f + e);
           act = x * s;
-          slope = s * (1 + x * (1 - s));
+          slope = s * (1 + x * chosen(e < 1.0f, e * s, 1 - s)); /* e s = 1 - s, without cancellation */
         }
         if (job->dpost_gate.data) store(z + j, d * act); /* the gradient of the gate, over z */
         if (post) d *= load(post + j);
