@@ -4,6 +4,6 @@ Each family's C sources stand beside the Python that calls them: `fftconv/native
 """
 
 from .build import Native, parallel
-from .memory import TYPES, aligned, numbers
+from .memory import GROUP, TYPES, Array, aligned, numbers
 
-__all__ = ["TYPES", "Native", "aligned", "numbers", "parallel"]
+__all__ = ["GROUP", "TYPES", "Array", "Native", "aligned", "numbers", "parallel"]

@@ -1,5 +1,7 @@
 """Memory and dtypes as C wants them."""
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,16 @@ from .. import scratch
 
 #: `enum Type` of samples.h.
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: Channels of a tile (tiles.h).
+GROUP = 16
 # So many bytes are kept for the next call.
 KEPT_BYTES = 2**27
+
+
+class Array(ctypes.Structure):
+    """`Array` of tiles.h: a tensor (B, D, L), by its strides."""
+
+    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "channel", "sample")))
 
 
 def numbers(slot: str, count: int) -> Tensor:

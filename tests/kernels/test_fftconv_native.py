@@ -126,6 +126,34 @@ def test_strides_and_taps_in_half_precision():
     assert torch.equal(fft_conv(u, x["k"], impl="native")[2], fft_conv(x["u"], x["k"], impl="native")[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "last", [("u",), ("dy",), ("post_gate", "pre_gate"), ("u", "pre_gate", "post_gate", "dy")], ids=str
+)
+@pytest.mark.parametrize(("D", "L", "K"), [(1, 50, 50), (16, 130, 130), (17, 33, 20), (40, 1, 1), (3, 2000, 30)])
+def test_channels_beside_each_other(native_width, D, L, K, last, dtype, monkeypatch):
+    """Groups of them are read together, unless rows are cut into frames, or are too long."""
+    x = fft_conv_cases.make(2, D, L, K, min(7, L), dtype)
+    dy = torch.randn(2, D, L).to(dtype)
+
+    def results(last):
+        leaves = {n: t.mT.contiguous().mT if n in last else t for n, t in x.items()}
+        leaves = {n: t.detach().requires_grad_() for n, t in leaves.items()}
+        y = fft_conv(**leaves, impl="native")
+        return [y, *torch.autograd.grad(y, leaves.values(), dy.mT.contiguous().mT if "dy" in last else dy)]
+
+    rows, together = results(()), results(last)
+    monkeypatch.setattr(native, "MOST_POINTS_TOGETHER", 0)
+    for names in zip(("y", *x), rows, together, results(last), strict=True):
+        name, expected, *found = names
+        for other in found:
+            assert other.is_contiguous()
+            if name in ("k", "skip", "k_reverse"):  # summed in other shares
+                numerics.assert_close(other, expected.double())
+            else:
+                assert torch.equal(other, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_as_pytorch_rounds(dtype):
     """With a single tap of 1, on rows of one sample each: transforms of these are exact."""

@@ -14,19 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...native import TYPES, Native, numbers, parallel
+from ...native import GROUP, TYPES, Array, Native, numbers, parallel
 from ..blocked import empty_gradients
 from .plan import PlanStruct, cut_rows, make_plan
 
 # Numbers of a spectrum of n points beyond 2n: the gap between real and imaginary parts and another, as in rows.c.
 _ROW_MARGIN = 32
+# Of rows.c: tensors that are read through tiles where their channels lie beside each other. The spectra of a group of
+# filters are kept for that, so only rows of so many points are; longer ones are copied before.
+_TENSORS, MOST_POINTS_TOGETHER = 4, 2**13
 #: What `Call.run_stage` knows: the spectrum of a filter; reading a row; its transform, product and transform back;
 #: writing the result.
 STAGES = ("filter", "read", "transform", "write")
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), ("batch", ctypes.c_int64), ("channel", ctypes.c_int64))
 
 
 class _Job(ctypes.Structure):
@@ -35,8 +34,8 @@ class _Job(ctypes.Structure):
     _fields_ = (
         ("plan", PlanStruct),
         *((name, ctypes.c_int64) for name in ("B", "D", "L", "type", "past", "future", "origin", "step", "frames")),
-        *((name, ctypes.c_int64) for name in ("real", "parts", "threads")),
-        *((name, _Rows) for name in ("u", "pre_gate", "post_gate", "dy")),
+        *((name, ctypes.c_int64) for name in ("real", "group", "parts", "threads")),
+        *((name, Array) for name in ("u", "pre_gate", "post_gate", "dy")),
         *((name, ctypes.c_void_p) for name in ("k", "skip", "k_reverse")),
         *((name, ctypes.c_void_p) for name in ("y", "du", "dpre_gate", "dpost_gate")),
         *((name, ctypes.c_void_p) for name in ("dk", "dskip", "dk_reverse", "scratch")),
@@ -89,8 +88,7 @@ def conv_backward(
     du, dk, dskip, dk_reverse, dpre, dpost = grads
     if not (u.numel() and any(grad.numel() for grad in grads)):
         return grads
-    call = Call(NATIVE.needed(), u, k, skip, k_reverse, pre_gate, post_gate)
-    call.job.dy = call.rows(dy)
+    call = Call(NATIVE.needed(), u, k, skip, k_reverse, pre_gate, post_gate, dy)
     for name, grad in (("du", du), ("dpre_gate", dpre), ("dpost_gate", dpost)):
         setattr(call.job, name, grad.data_ptr() if grad.numel() else None)
     lags = {"dk": (dk, call.cut.past + 1), "dskip": (dskip, 1), "dk_reverse": (dk_reverse, call.cut.future)}
@@ -100,7 +98,7 @@ def conv_backward(
             whole = call.job.parts == 1 and grad.numel() == u.shape[1] * count and grad.dtype == torch.float32
             shares[name] = grad if whole else torch.empty(call.job.parts, u.shape[1], count, dtype=torch.float32)
             setattr(call.job, name, shares[name].data_ptr())
-    call.run(spectra=5 if call.cut.frames > 1 else 4)
+    call.run(backward=True)
     for name, share in shares.items():
         grad, count = lags[name]
         if share is not grad:
@@ -109,7 +107,7 @@ def conv_backward(
 
 
 class Call:
-    """A job, and what keeps its memory alive."""
+    """A job, and what keeps its memory alive; with `dy` that of the gradients."""
 
     def __init__(
         self,
@@ -120,8 +118,9 @@ class Call:
         k_reverse: Tensor | None,
         pre_gate: Tensor | None,
         post_gate: Tensor | None,
+        dy: Tensor | None = None,
     ) -> None:
-        self._library = library
+        self._library, self._dtype = library, u.dtype
         self._kept: list[Tensor] = []
         B, D, L = u.shape
         past = min(k.shape[1], L) - 1
@@ -129,41 +128,35 @@ class Call:
         lanes = int(library.longconv_lanes())
         self.cut, threads = cut_rows(L, past, future, lanes), torch.get_num_threads()
         self.plan = make_plan(self.cut.n, lanes)
-        self._dtype = u.dtype
+        channels_last = any(x is not None and x.stride(-1) != 1 for x in (u, pre_gate, post_gate, dy))
+        together = channels_last and self.cut.frames == 1 and self.cut.n <= MOST_POINTS_TOGETHER
+        group = GROUP if together else 1
         self.job = _Job(
             plan=self.plan.struct, B=B, D=D, L=L, type=TYPES[u.dtype], past=past, future=future,
             origin=self.cut.origin, step=self.cut.step, frames=self.cut.frames,
             real=int(self.cut.frames == 1 and self.cut.n >= L and self.plan.struct.levels > 0),
-            parts=_parts(D, B * self.cut.frames, threads), threads=threads,
-            u=self.rows(u), pre_gate=self.rows(pre_gate), post_gate=self.rows(post_gate),
+            group=group, parts=_parts(-(-D // group), B * self.cut.frames, threads), threads=threads,
+            u=self._array(u, together), pre_gate=self._array(pre_gate, together),
+            post_gate=self._array(post_gate, together), dy=self._array(dy, together),
             k=self._filter(k[:, : past + 1]), skip=self._filter(skip),
             k_reverse=self._filter(None if k_reverse is None else k_reverse[:, :future]),
         )  # fmt: skip
 
-    def rows(self, x: Tensor | None) -> _Rows:
-        """Where the rows of x (B, D, L) are."""
-        if x is None:
-            return _Rows()
-        x = x.to(self._dtype)
-        if x.stride(-1) != 1:
-            x = x.contiguous()
-        self._kept.append(x)
-        return _Rows(x.data_ptr(), x.stride(0), x.stride(1))
-
     def run_forward(self, y: Tensor) -> None:
         """Write the result into y (B, D, L), contiguous and of u's dtype."""
         self.job.y = y.data_ptr()
-        self.run(spectra=2)
+        self.run(backward=False)
 
-    def run(self, spectra: int) -> None:
-        """Do the job, for which each thread needs memory for so many spectra."""
-        self._take_memory(spectra)
-        self._library.longconv_rows(ctypes.byref(self.job), int(spectra > 2), parallel())
+    def run(self, backward: bool) -> None:
+        """Compute what the job has pointers for."""
+        group = self.job.group
+        self._take_memory(2 + 2 * group + (self.cut.frames > 1) if backward else 1 + group)
+        self._library.longconv_rows(ctypes.byref(self.job), int(backward), parallel())
 
     def run_stage(self, stage: str, repeats: int) -> None:
         """For measurements: do one of `STAGES` of the forward pass that often, in every thread, on a row in cache."""
-        if self.cut.frames > 1:
-            raise ValueError("stages are measured on rows of one frame")
+        if self.cut.frames > 1 or self.job.group > 1:
+            raise ValueError("stages are measured on rows of one frame, with samples beside each other")
         self._take_memory(2)
         which, count = ctypes.c_int64(STAGES.index(stage)), ctypes.c_int64(repeats)
         self._library.longconv_stage(ctypes.byref(self.job), which, count, parallel())
@@ -171,7 +164,19 @@ class Call:
     def _take_memory(self, spectra: int) -> None:
         job = self.job
         job.per_thread = spectra * (2 * job.plan.n + _ROW_MARGIN)
+        if job.group > 1:
+            job.per_thread += _TENSORS * job.group * (job.L // 16 + 2) * 16
         job.scratch, job.next = numbers("rows", job.threads * job.per_thread).data_ptr(), 0
+
+    def _array(self, x: Tensor | None, any_strides: bool) -> Array:
+        if x is None:
+            return Array()
+        x = x.to(self._dtype)
+        if not any_strides and x.stride(-1) != 1:
+            x = x.contiguous()
+        self._kept.append(x)
+        # A row of one sample is a row, whatever its stride.
+        return Array(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2) if x.shape[2] > 1 else 1)
 
     def _filter(self, taps: Tensor | None) -> int | None:
         if taps is None or taps.numel() == 0:

@@ -3,9 +3,10 @@
 
    A row is cut into frames of 2n samples: one, or several of overlap-save (overlap.py has the same in PyTorch). Frame j
    starts `origin` samples before sample j * step, and gives the results j * step ... (j + 1) * step - 1. A task is a
-   channel, or a share of its frames; threads take tasks as they come. */
+   channel, or a share of its frames; threads take tasks as they come. Where the channels of a tensor lie beside each
+   other in memory, and not the samples, a task is a group of channels, read together. */
 
-#include "samples.h"
+#include "tiles.h"
 #include "transform.h"
 
 #if defined(__linux__)
@@ -17,19 +18,15 @@
 #define CHUNK 512 /* samples on their way from or to memory */
 
 typedef struct {
-  const void *data;       /* NULL: there is none */
-  int64_t batch, channel; /* elements from one row to the next */
-} Rows;
-
-typedef struct {
   Plan plan;
   int64_t B, D, L, type; /* of u, and what it consists of (enum Type): so do gates, dy, y and their gradients */
   int64_t past, future;  /* reach of the filter */
   int64_t origin, step, frames;
   int64_t real;  /* all samples of a row, and all results, lie in the first n of its frame */
-  int64_t parts; /* shares that the frames of a channel are cut into */
+  int64_t group; /* channels of a task: 1, or GROUP if rows are whole */
+  int64_t parts; /* shares that the frames of a group are cut into */
   int64_t threads;
-  Rows u, pre_gate, post_gate, dy;
+  Array u, pre_gate, post_gate, dy;
   const float *k, *skip, *k_reverse;   /* (D, past + 1), (D), (D, future) */
   void *y, *du, *dpre_gate, *dpost_gate; /* (B, D, L) */
   float *dk, *dskip, *dk_reverse;      /* of each part, (parts, D, ...) */
@@ -38,9 +35,11 @@ typedef struct {
   int64_t next; /* the task that nobody has taken yet */
 } Job;
 
-static const void *row_of(Rows rows, int64_t b, int64_t d, int64_t type) {
-  return rows.data ? (const char *)rows.data + (b * rows.batch + d * rows.channel) * size_of(type) : 0;
-}
+/* A row that is read: where its sample 0 is, or would be, and what it consists of. */
+typedef struct {
+  const void *first; /* NULL: there is none */
+  int64_t type;
+} Source;
 
 static void *row_out(void *data, const Job *job, int64_t b, int64_t d) {
   return data ? (char *)data + (b * job->D + d) * job->L * size_of(job->type) : 0;
@@ -58,7 +57,7 @@ static float *place(const Job *job, Row frame, int64_t i, int64_t *count, float 
 }
 
 /* Fill a frame: its samples first ... first + count - 1 are gate * row from sample `from` on, all others are zero. */
-static void fill(const Job *job, Row frame, int64_t first, int64_t count, const void *row, const void *gate, int64_t from) {
+static void fill(const Job *job, Row frame, int64_t first, int64_t count, Source row, Source gate, int64_t from) {
   int64_t n = job->plan.n;
   float weights[CHUNK], sign;
   if (first > 0) memset(frame.re, 0, 4 * minimum(first, n));
@@ -71,9 +70,9 @@ static void fill(const Job *job, Row frame, int64_t first, int64_t count, const 
   for (int64_t done = 0, some; done < count; done += some) {
     some = minimum(count - done, CHUNK);
     float *restrict to = place(job, frame, first + done, &some, &sign);
-    read_samples(to, row, from + done, some, job->type);
-    if (gate) {
-      read_samples(weights, gate, from + done, some, job->type);
+    read_samples(to, row.first, from + done, some, row.type);
+    if (gate.first) {
+      read_samples(weights, gate.first, from + done, some, gate.type);
       for (int64_t i = 0; i < some; i++) to[i] *= sign * weights[i];
     } else if (sign < 0)
       for (int64_t i = 0; i < some; i++) to[i] = -to[i];
@@ -81,13 +80,13 @@ static void fill(const Job *job, Row frame, int64_t first, int64_t count, const 
 }
 
 /* Write gate * a frame's samples first ... first + count - 1 to samples `from` ... of a row. */
-static void drain(const Job *job, Row frame, int64_t first, int64_t count, void *row, const void *gate, int64_t from) {
+static void drain(const Job *job, Row frame, int64_t first, int64_t count, void *row, Source gate, int64_t from) {
   float weights[CHUNK], values[CHUNK], sign;
   for (int64_t done = 0, some; done < count; done += some) {
     some = minimum(count - done, CHUNK);
     const float *restrict source = place(job, frame, first + done, &some, &sign);
-    if (gate) {
-      read_samples(weights, gate, from + done, some, job->type);
+    if (gate.first) {
+      read_samples(weights, gate.first, from + done, some, gate.type);
       for (int64_t i = 0; i < some; i++) values[i] = sign * weights[i] * source[i];
       source = values;
     } else if (sign < 0) {
@@ -147,42 +146,79 @@ static Row scratch_row(const Job *job, float *scratch, int64_t index) {
   return (Row){first, first + n + gap};
 }
 
+/* Behind the spectra of a thread: a tile for each tensor whose samples do not lie beside each other. */
+enum Tensor { U, PRE, POST, DY, TENSORS };
+
+static int64_t tile_width(const Job *job) { return (job->L / 16 + 2) * 16; }
+
+static Array tensor(const Job *job, enum Tensor which) {
+  return which == U ? job->u : which == PRE ? job->pre_gate : which == POST ? job->post_gate : job->dy;
+}
+
+/* Channel c of the group from d on: where it is, or in its tile, which `read_group` has filled. */
+static Source source(const Job *job, const float *tiles, enum Tensor which, int64_t b, int64_t d, int64_t c) {
+  Array a = tensor(job, which);
+  if (!a.data) return (Source){0, FLOAT32};
+  if (a.sample == 1) return (Source){element(a, b, d + c, 0, job->type), job->type};
+  return (Source){tiles + (which * job->group + c) * tile_width(job), FLOAT32};
+}
+
+static void read_group(const Job *job, float *tiles, int64_t b, int64_t d, int64_t channels) {
+  for (int which = 0; which < TENSORS; which++) {
+    Array a = tensor(job, which);
+    if (a.data && a.sample != 1)
+      read_tile(a, b, d, channels, 0, job->L, tiles + which * job->group * tile_width(job), tile_width(job), job->type);
+  }
+}
+
 /* The samples of the row that frame j holds, all of its 2n or only the `step` that its results are of. */
-static void frame_of(const Job *job, Row frame, int64_t j, int whole, const void *row, const void *gate) {
+static void frame_of(const Job *job, Row frame, int64_t j, int whole, Source row, Source gate) {
   int64_t start = j * job->step - job->origin;
   int64_t from = maximum(whole ? start : j * job->step, 0);
   int64_t to = minimum(whole ? start + 2 * job->plan.n : (j + 1) * job->step, job->L);
   fill(job, frame, from - start, to - from, row, gate, from);
 }
 
-static void results(const Job *job, Row frame, int64_t j, void *row, const void *gate) {
+static void results(const Job *job, Row frame, int64_t j, void *row, Source gate) {
   int64_t from = j * job->step;
   drain(job, frame, job->origin, minimum(job->step, job->L - from), row, gate, from);
 }
 
 /* Have the memory of a frame's samples come near while something else is computed. `written` is a constant. */
 INLINE void ask_for(const Job *job, const void *row, int64_t j, int written) {
-  int64_t start = j * job->step, size = size_of(job->type), bytes = minimum(minimum(job->step, job->L - start) * size, NEAR);
-  const char *first = (const char *)row + start * size;
+  int64_t start = j * job->step, size = size_of(job->type);
+  int64_t bytes = minimum(minimum(job->step, job->L - start) * size, NEAR);
   for (int64_t i = 0; i < bytes; i += 64) {
-    if (written) __builtin_prefetch(first + i, 1, 3);
-    else __builtin_prefetch(first + i, 0, 3);
+    if (written) __builtin_prefetch((const char *)row + start * size + i, 1, 3);
+    else __builtin_prefetch((const char *)row + start * size + i, 0, 3);
   }
 }
 
+/* The same for what is read for frame i of all those of channel d. */
+static void ask_for_input(const Job *job, enum Tensor which, int64_t i, int64_t d) {
+  Array a = tensor(job, which);
+  if (a.data && a.sample == 1) ask_for(job, element(a, i / job->frames, d, 0, job->type), i % job->frames, 0);
+}
+
 static void forward_task(const Job *job, int64_t task, float *scratch) {
-  int64_t d = task / job->parts, part = task % job->parts, count = job->B * job->frames, type = job->type;
-  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1);
-  filter_spectrum(job, d, k);
-  Walk walk = {&job->plan, x, k, {0}, {0}};
-  for (int64_t i = count * part / job->parts; i < count * (part + 1) / job->parts; i++) {
+  int64_t first = task / job->parts * job->group, part = task % job->parts, count = job->B * job->frames;
+  int64_t channels = minimum(job->group, job->D - first), n = job->plan.n;
+  Row x = scratch_row(job, scratch, 0);
+  float *tiles = scratch_row(job, scratch, 1 + job->group).re;
+  for (int64_t c = 0; c < channels; c++) filter_spectrum(job, first + c, scratch_row(job, scratch, 1 + c));
+  int64_t end = count * (part + 1) / job->parts;
+  for (int64_t i = count * part / job->parts; i < end; i++) {
     int64_t b = i / job->frames, j = i % job->frames;
-    frame_of(job, x, j, 1, row_of(job->u, b, d, type), row_of(job->pre_gate, b, d, type));
-    ask_for(job, row_out(job->y, job, b, d), j, 1);
-    if (i + 1 < count * (part + 1) / job->parts)
-      ask_for(job, row_of(job->u, (i + 1) / job->frames, d, type), (i + 1) % job->frames, 0);
-    walk_product(&walk, 0, 0, job->plan.n, job->real);
-    results(job, x, j, row_out(job->y, job, b, d), row_of(job->post_gate, b, d, type));
+    read_group(job, tiles, b, first, channels);
+    for (int64_t c = 0; c < channels; c++) {
+      void *y = row_out(job->y, job, b, first + c);
+      frame_of(job, x, j, 1, source(job, tiles, U, b, first, c), source(job, tiles, PRE, b, first, c));
+      ask_for(job, y, j, 1);
+      if (i + 1 < end) ask_for_input(job, U, i + 1, first + c);
+      Walk walk = {&job->plan, x, scratch_row(job, scratch, 1 + c), {0}, {0}};
+      walk_product(&walk, 0, 0, n, job->real);
+      results(job, x, j, y, source(job, tiles, POST, b, first, c));
+    }
   }
 }
 
@@ -218,65 +254,72 @@ static double dot(const Job *job, Row dy, Row v, int64_t j) {
 }
 
 static void backward_task(const Job *job, int64_t task, float *scratch) {
-  int64_t d = task / job->parts, part = task % job->parts, count = job->B * job->frames, type = job->type;
-  int64_t n = job->plan.n, reach = job->past + job->future;
+  int64_t group = task / job->parts * job->group, part = task % job->parts, count = job->B * job->frames;
+  int64_t channels = minimum(job->group, job->D - group), n = job->plan.n, reach = job->past + job->future;
   int64_t begin = count * part / job->parts, end = count * (part + 1) / job->parts;
   int of_taps = job->dk || job->dk_reverse, of_input = job->du || job->dpre_gate;
-  double dskip = 0;
-  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1), none = {0, 0};
-  Row v = scratch_row(job, scratch, 2), sum = scratch_row(job, scratch, 3);
-  float *carry = scratch_row(job, scratch, 4).re;
-  if (of_input || job->dpost_gate) filter_spectrum(job, d, k);
-  if (of_taps) {
-    memset(sum.re, 0, 4 * n);
-    memset(sum.im, 0, 4 * n);
+  double dskip[GROUP] = {0};
+  Row x = scratch_row(job, scratch, 0), v = scratch_row(job, scratch, 1), none = {0, 0};
+  float *beyond = scratch_row(job, scratch, 2 + 2 * job->group).re; /* of whole rows the tiles, of frames: */
+  if (job->frames > 1) memset(beyond, 0, 4 * reach);
+  for (int64_t c = 0; c < channels; c++) {
+    Row sum = scratch_row(job, scratch, 3 + 2 * c);
+    if (of_input || job->dpost_gate) filter_spectrum(job, group + c, scratch_row(job, scratch, 2 + 2 * c));
+    if (of_taps) {
+      memset(sum.re, 0, 4 * n);
+      memset(sum.im, 0, 4 * n);
+    }
   }
-  if (job->frames > 1) memset(carry, 0, 4 * reach); /* else there is no such row */
   /* Frames before the first one of this part reach into its samples: they are gone through again. */
   int64_t again = of_input ? minimum((reach + job->step - 1) / job->step, begin % job->frames) : 0;
   for (int64_t i = begin - again; i < end; i++) {
     int64_t b = i / job->frames, j = i % job->frames;
-    int own = i >= begin, last = j + 1 == job->frames;
-    const void *u = row_of(job->u, b, d, type), *dy = row_of(job->dy, b, d, type);
-    const void *pre = row_of(job->pre_gate, b, d, type), *post = row_of(job->post_gate, b, d, type);
-    int needs_v = own && (of_taps || job->dskip || job->dpost_gate);
-    if (needs_v) frame_of(job, v, j, 1, u, pre);
-    frame_of(job, x, j, 0, dy, post);
-    if (own && job->dskip) dskip += dot(job, x, v, j);
-    if (job->du && own) ask_for(job, row_out(job->du, job, b, d), j, 1);
-    if (i + 1 < end) {
-      int64_t next = (i + 1) % job->frames;
-      ask_for(job, row_of(job->dy, (i + 1) / job->frames, d, type), next, 0);
-      if (needs_v) ask_for(job, row_of(job->u, (i + 1) / job->frames, d, type), next, 0);
-    }
-    if (own && (of_taps || job->dpost_gate)) {
-      Walk walk = {&job->plan, v, none, none, none};
-      walk_spectrum(&walk, 0, 0, n, job->real);
-    }
-    if (of_input || (own && of_taps)) {
-      Walk walk = {&job->plan, x, of_input ? k : none, v, own && of_taps ? sum : none};
-      walk_gradient(&walk, 0, 0, n, job->real);
-    }
-    if (of_input && job->frames > 1) {
-      carry_over(job, x, carry);
-      if (last) memset(carry, 0, 4 * reach);
-    }
-    if (!own) continue;
-    if (of_input) {
-      int64_t start = j * job->step - job->origin, from = maximum(start, 0);
-      int64_t count = (last ? job->L : start + job->step) - from;
-      if (job->dpre_gate) drain(job, x, from - start, count, row_out(job->dpre_gate, job, b, d), u, from);
-      if (job->du) drain(job, x, from - start, count, row_out(job->du, job, b, d), pre, from);
-    }
-    if (job->dpost_gate) {
-      for (int64_t i = 0; i < n; i += W) put(x, i, times(at(v, i), at(k, i)));
-      Walk walk = {&job->plan, x, none, none, none};
-      walk_signal(&walk, 0, 0, n, job->real);
-      results(job, x, j, row_out(job->dpost_gate, job, b, d), dy);
+    int own = i >= begin, last = j + 1 == job->frames, needs_v = own && (of_taps || job->dskip || job->dpost_gate);
+    read_group(job, beyond, b, group, channels);
+    for (int64_t c = 0; c < channels; c++) {
+      int64_t d = group + c;
+      Row k = scratch_row(job, scratch, 2 + 2 * c), sum = scratch_row(job, scratch, 3 + 2 * c);
+      Source u = source(job, beyond, U, b, group, c), dy = source(job, beyond, DY, b, group, c);
+      Source pre = source(job, beyond, PRE, b, group, c), post = source(job, beyond, POST, b, group, c);
+      if (needs_v) frame_of(job, v, j, 1, u, pre);
+      frame_of(job, x, j, 0, dy, post);
+      if (own && job->dskip) dskip[c] += dot(job, x, v, j);
+      if (own && job->du) ask_for(job, row_out(job->du, job, b, d), j, 1);
+      if (i + 1 < end) {
+        ask_for_input(job, DY, i + 1, d);
+        if (needs_v) ask_for_input(job, U, i + 1, d);
+      }
+      if (own && (of_taps || job->dpost_gate)) {
+        Walk walk = {&job->plan, v, none, none, none};
+        walk_spectrum(&walk, 0, 0, n, job->real);
+      }
+      if (of_input || (own && of_taps)) {
+        Walk walk = {&job->plan, x, of_input ? k : none, v, own && of_taps ? sum : none};
+        walk_gradient(&walk, 0, 0, n, job->real);
+      }
+      if (of_input && job->frames > 1) {
+        carry_over(job, x, beyond);
+        if (last) memset(beyond, 0, 4 * reach);
+      }
+      if (!own) continue;
+      if (of_input) {
+        int64_t start = j * job->step - job->origin, from = maximum(start, 0);
+        int64_t some = (last ? job->L : start + job->step) - from;
+        if (job->dpre_gate) drain(job, x, from - start, some, row_out(job->dpre_gate, job, b, d), u, from);
+        if (job->du) drain(job, x, from - start, some, row_out(job->du, job, b, d), pre, from);
+      }
+      if (job->dpost_gate) {
+        for (int64_t p = 0; p < n; p += W) put(x, p, times(at(v, p), at(k, p)));
+        Walk walk = {&job->plan, x, none, none, none};
+        walk_signal(&walk, 0, 0, n, job->real);
+        results(job, x, j, row_out(job->dpost_gate, job, b, d), dy);
+      }
     }
   }
-  if (of_taps) filter_gradients(job, part, d, sum);
-  if (job->dskip) job->dskip[part * job->D + d] = (float)dskip;
+  for (int64_t c = 0; c < channels; c++) {
+    if (of_taps) filter_gradients(job, part, group + c, scratch_row(job, scratch, 3 + 2 * c));
+    if (job->dskip) job->dskip[part * job->D + group + c] = (float)dskip[c];
+  }
 }
 
 /* --- Threads -------------------------------------------------------------------------------------------------------- */
@@ -287,6 +330,8 @@ typedef struct {
   int backward;
 } Team;
 
+static int64_t tasks_of(const Job *job) { return (job->D + job->group - 1) / job->group * job->parts; }
+
 static void work(void *data) {
   Team *team = data;
   Job *job = team->job;
@@ -294,7 +339,7 @@ static void work(void *data) {
   float *scratch = job->scratch + me * job->per_thread;
   for (;;) {
     int64_t task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
-    if (task >= job->D * job->parts) return;
+    if (task >= tasks_of(job)) return;
     if (team->backward) backward_task(job, task, scratch);
     else forward_task(job, task, scratch);
   }
@@ -302,7 +347,7 @@ static void work(void *data) {
 
 void longconv_rows(Job *job, int backward, Parallel parallel) {
   Team team = {job, 0, backward};
-  int64_t tasks = job->D * job->parts, threads = minimum(job->threads, tasks);
+  int64_t threads = minimum(job->threads, tasks_of(job));
 #if defined(MADV_HUGEPAGE)
   /* Long rows span more small pages than a processor remembers: backward at a million samples takes half the time. */
   int64_t page = 4096, bytes = 4 * threads * job->per_thread, start = ((intptr_t)job->scratch + page - 1) / page * page;
@@ -327,15 +372,16 @@ static void repeat_stage(void *data) {
   const Job *job = drill->job;
   int64_t me = __atomic_fetch_add(&drill->arrived, 1, __ATOMIC_RELAXED), d = me % job->D;
   float *scratch = job->scratch + me * job->per_thread;
-  Row k = scratch_row(job, scratch, 0), x = scratch_row(job, scratch, 1);
+  Row x = scratch_row(job, scratch, 0), k = scratch_row(job, scratch, 1);
+  Source u = source(job, 0, U, 0, d, 0), none = {0, FLOAT32};
   Walk walk = {&job->plan, x, k, {0}, {0}};
   filter_spectrum(job, d, k);
-  frame_of(job, x, 0, 1, row_of(job->u, 0, d, job->type), 0);
+  frame_of(job, x, 0, 1, u, none);
   for (int64_t i = 0; i < drill->repeats; i++) {
     if (drill->stage == FILTER) filter_spectrum(job, d, k);
-    else if (drill->stage == FILL) frame_of(job, x, 0, 1, row_of(job->u, 0, d, job->type), 0);
+    else if (drill->stage == FILL) frame_of(job, x, 0, 1, u, none);
     else if (drill->stage == TRANSFORM) walk_product(&walk, 0, 0, job->plan.n, job->real);
-    else results(job, x, 0, row_out(job->y, job, 0, d), 0);
+    else results(job, x, 0, row_out(job->y, job, 0, d), none);
   }
 }
 

@@ -10,20 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...native import TYPES, Native, numbers, parallel
+from ...native import GROUP, TYPES, Array, Native, numbers, parallel
 from ..layout import laid_out_as
 
 # Samples of an item: enough for what lies around it to be little beside it, few enough for its tiles to stay in cache.
 LEAST_SAMPLES, REACHES = 512, 4
-# Of taps.c: channels of a tile, and tiles of a thread.
-_GROUP, _TILES = 16, 4
+# Of taps.c: tiles of a thread.
+_TILES = 4
 # Shares that a group of channels is cut into for all threads to have work, not more than there are items. It does not
 # depend on the number of threads, so neither does the order of the sums.
 _SHARES = 64
-
-
-class _Array(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "channel", "sample")))
 
 
 class _Job(ctypes.Structure):
@@ -33,7 +29,7 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("B", "D", "K", "dilation", "shift", "type", "silu", "count")),
         ("items", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("parts", "threads")),
-        *((name, _Array) for name in ("u", "pre_gate", "post_gate", "dy", "y", "du", "dpre_gate", "dpost_gate")),
+        *((name, Array) for name in ("u", "pre_gate", "post_gate", "dy", "y", "du", "dpre_gate", "dpost_gate")),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "sums", "scratch")),
         *((name, ctypes.c_int64) for name in ("width", "next")),
     )
@@ -127,9 +123,9 @@ class _Call:
         shift = K - 1 - left
         samples = max(LEAST_SAMPLES, REACHES * (K - 1))
         items = torch.tensor(_items(L, T, cu_seqlens, samples), dtype=torch.int64)
-        groups = -(-D // _GROUP)
+        groups = -(-D // GROUP)
         # The longest row of a tile: inputs of all gradients that inputs of an item show in, and vectors that overhang.
-        width = samples + max(shift, 0) + max(K - 1 - shift, 0) + K - 1 + 5 * _GROUP
+        width = samples + max(shift, 0) + max(K - 1 - shift, 0) + K - 1 + 5 * GROUP
         self.job = _Job(
             B=B, D=D, K=K, dilation=1, shift=shift, type=TYPES[u.dtype], silu=silu,
             count=len(items), items=self._keep(items), parts=min(B * len(items), -(-_SHARES // groups)),
@@ -146,7 +142,7 @@ class _Call:
             setattr(self.job, name, self._array(x))
         job = self.job
         job.sums = None if sums is None else sums.data_ptr()
-        memory = numbers("taps", job.threads * _TILES * _GROUP * job.width)
+        memory = numbers("taps", job.threads * _TILES * GROUP * job.width)
         job.scratch, job.next = memory.data_ptr(), 0
         self._library.longconv_taps(ctypes.byref(job), int("dy" in tensors), parallel())
 
@@ -154,8 +150,8 @@ class _Call:
         self._kept.append(x)
         return x.data_ptr()
 
-    def _array(self, x: Tensor | None) -> _Array:
-        return _Array() if x is None else _Array(self._keep(x), *x.stride())
+    def _array(self, x: Tensor | None) -> Array:
+        return Array() if x is None else Array(self._keep(x), *x.stride())
 
 
 def _items(L: int, T: int, cu_seqlens: Tensor | None, samples: int) -> list[list[int]]:
