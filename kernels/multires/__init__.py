@@ -22,9 +22,9 @@ from .tree import products, spend
 TREE_SELECTIONS = ("fading", "uniform")
 
 # With so many rows of a batch, and so many multiply-adds for a sample, `fft_conv` with the dense kernel is faster than
-# the tree for every row on a CPU. Two threads, L = 1000 to 65536, forward and backward: 1.3 to 1.7 times with four rows
-# and K = 2, 1.6 to 3.4 with more of either; forward alone 0.8 to 1.0, and 1.0 to 2.0. With one or two it is slower.
-BATCH, PRODUCTS = 4, 24
+# the tree for every row on a CPU. Two threads, two rows, L = 1000 to 65536, forward and backward: 1.2 to 2.0 times,
+# more with more rows; forward alone 0.75 (L = 1000) to 1.5. The kernel is the tree of a single row.
+BATCH, PRODUCTS = 2, 24
 
 
 @overload

@@ -5,10 +5,12 @@ operator; packed.py keeps packed sequences apart; composite.py adds gates. On a 
 fused_op.py is that operator, triton_launch.py and triton_short.py do the work. Imports torch, and triton lazily. Long
 kernels (FFT): `longconv.kernels.fftconv`.
 
-On a CPU, forward it is grouped `conv1d`, which no form tried here beats: K shifted multiply-adds, or products with
-Toeplitz blocks (3.9 / 3.4 / 8.3 / 48 ms at K = 16 / 32 / 64 / 128, against 2.5 / 2.1 / 3.2 / 4.9). Backward, autograd
-of `conv1d` is the best for few taps, and from K = 8 on the operator is, with a gradient of the taps of its own. Forward
-+ backward of (4, 256, 1024), float32, AMD EPYC, CPU ms of one core, median of interleaved runs on a busy machine:
+So it is on a CPU, in C (native/). Without a C compiler, in float64, with more than 128 taps and under torch.func it is
+grouped `conv1d` there, which no form of PyTorch's operators tried beats forward: K shifted multiply-adds, or products
+with Toeplitz blocks (3.9 / 3.4 / 8.3 / 48 ms at K = 16 / 32 / 64 / 128, against 2.5 / 2.1 / 3.2 / 4.9). Backward,
+autograd of `conv1d` is the best for few taps, and from K = 8 on the operator is, with a gradient of the taps of its
+own. Forward + backward of (4, 256, 1024), float32, AMD EPYC, CPU ms of one core, median of interleaved runs on a busy
+machine:
 
     K                                        3      8     16     64    128
     conv1d's autograd                      4.4   17.9   23.3   55.0  109.0
@@ -93,8 +95,8 @@ def short_conv(
     `torch.nn.Conv1d(D, D, K, padding="same", groups=D)` does the same with its taps in reverse order: its
     `weight[:, 0].flip(-1)` is `weight` here.
 
-    Any K works, and cost grows with it: on a CPU `fft_conv` is faster from about K = 128 on, with gradients from about
-    64 on, and three times as fast at K = 768, for (8, 64, 4096).
+    Any K works, and cost grows with it: on a CPU `fft_conv` is faster from about K = 32 on, twice as fast at K = 128
+    for (8, 64, 4096).
 
     Args:
         u: (B, D, L), floating point, any strides; D, L >= 1.
