@@ -45,6 +45,9 @@ def names(wheel) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
+SOURCES = (".py", ".c", ".h")
+
+
 def test_top_level_is_longconv_alone(names):
     tops = {name.split("/")[0] for name in names}
     (info,) = (top for top in tops if top.startswith("longconv-") and top.endswith(".dist-info"))
@@ -55,12 +58,13 @@ def test_every_source_file_is_in_its_package(names):
     expected = {
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, package in MAPPED.items()
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (ROOT / folder).rglob("*.*")
+        if path.suffix in SOURCES
     }
     missing = sorted(expected - names)
     assert len(expected) > 20
     assert not missing, "not in the wheel; is their folder in pyproject.toml's list of packages? " + ", ".join(missing)
-    extra = sorted(name for name in names if name.endswith(".py") and name not in expected)
+    extra = sorted(name for name in names if Path(name).suffix in SOURCES and name not in expected)
     assert not extra
 
 
