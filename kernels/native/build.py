@@ -131,18 +131,16 @@ def build(source: Path, compiler: str) -> Path:
 
 @lru_cache(maxsize=1)
 def openmp() -> int | None:
-    """The address of GOMP_parallel in the OpenMP library that PyTorch runs its threads with, if it is loaded."""
+    """The address of GOMP_parallel in the OpenMP library that PyTorch runs its threads with, if it is one that has it.
+
+    Other packages may have loaded such libraries of their own, whose threads would wait for PyTorch's and these for
+    them: what is asked is PyTorch's library, which answers for those it depends on.
+    """
     try:
-        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
-    except OSError:
+        pytorch = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(pytorch.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
         return None
-    for path in sorted(mapped):
-        if any(name in Path(path).name for name in ("gomp", "iomp5", "libomp")):
-            try:
-                return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p).value
-            except (OSError, AttributeError):
-                continue
-    return None
 
 
 def _warn(what: str) -> None:

@@ -45,6 +45,27 @@ def test_without_a_compiler_everything_works(tmp_path):
     assert not list(tmp_path.glob("*.so"))
 
 
+_THREADS = """
+import sentencepiece  # has an OpenMP library of its own
+import torch
+from pathlib import Path
+from longconv.kernels.native import build
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+address, lines = build.openmp(), Path("/proc/self/maps").read_text().splitlines()
+(path,) = (l.split()[-1] for l in lines if int(l.split("-")[0], 16) <= address < int(l.split()[0].split("-")[1], 16))
+print(Path(path).is_relative_to(Path(torch.__file__).parent), len({l.split()[-1] for l in lines if "gomp" in l}))
+"""
+
+
+def test_threads_are_those_of_pytorch():
+    """Others beside them made training 2.5 times slower."""
+    pytest.importorskip("sentencepiece")
+    out = subprocess.run([sys.executable, "-P", "-c", _THREADS], capture_output=True, text=True, check=True).stdout
+    own, libraries = out.split()
+    assert own == "True"
+    assert int(libraries) >= 1
+
+
 def test_wrong_results_are_noticed():
     wrong = build.Native(SOURCE, native._Job, lambda library: False)
     with pytest.warns(UserWarning, match="computes wrong results"):
