@@ -78,7 +78,7 @@ def fft_conv(
     if impl == "triton":
         on_matrix_units(impl, u, k, skip, k_reverse, pre_gate, post_gate)
     if impl == "native":
-        compiled(impl, u, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
+        compiled(impl, u, (k, skip, k_reverse), (pre_gate, post_gate), circular)
     if cu_seqlens is not None:
         check_cu_seqlens(cu_seqlens, u)
     if impl == "reference":

@@ -1,5 +1,6 @@
 """Which way a convolution goes: Triton, C or PyTorch; packed or not; in frames or in whole rows."""
 
+from collections.abc import Sequence
 from functools import partial
 from types import ModuleType
 
@@ -34,7 +35,7 @@ def conv_forward(
     if ends is not None:
         convolve = partial(conv_forward, impl=impl)
         return packed.conv_forward(convolve, ends, u, k, skip, k_reverse, circular, pre_gate, post_gate)
-    in_c = compiled(impl, u, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
+    in_c = compiled(impl, u, (k, skip, k_reverse), (pre_gate, post_gate), circular)
     way = native if in_c else choose(u, k, k_reverse)
     return way.conv_forward(u, k, skip, k_reverse, circular, pre_gate, post_gate)
 
@@ -65,7 +66,7 @@ def conv_backward(
         return conv.conv_backward(*arguments, ends)
     if ends is not None:
         return packed.conv_backward(partial(conv_backward, impl=impl), ends, *arguments)
-    in_c = compiled(impl, u, dy, k, skip, k_reverse, pre_gate, post_gate, circular=circular)
+    in_c = compiled(impl, u, (k, skip, k_reverse), (pre_gate, post_gate, dy), circular)
     way = native if in_c else choose(u, k, k_reverse, backward=True)
     return way.conv_backward(*arguments)
 
@@ -88,15 +89,17 @@ def on_matrix_units(impl: str, *tensors: Tensor | None) -> bool:
     return reason is None
 
 
-def compiled(impl: str, u: Tensor, *others: Tensor | None, circular: bool) -> bool:
-    """Whether these tensors go to the C code: asked for, or possible, on a CPU.
+def compiled(
+    impl: str, u: Tensor, filters: Sequence[Tensor | None], activations: Sequence[Tensor | None], circular: bool
+) -> bool:
+    """Whether these tensors, as in `native.unavailable`, go to the C code: asked for, or possible, on a CPU.
 
     Raises:
         ValueError: it was asked for, and cannot be had.
     """
     if impl == "torch" or (impl == "auto" and u.device.type != "cpu"):
         return False
-    reason = native.unavailable(u, *others, circular=circular)
+    reason = native.unavailable(u, filters, activations, circular)
     if reason and impl == "native":
         raise ValueError(f"impl='native' cannot be had, because {reason}; use 'auto' or 'torch'")
     return not reason

@@ -9,6 +9,7 @@ import torch
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import dispatch, fft_conv_reference, native
 from longconv.kernels.fftconv.native import plan
+from longconv.kernels.native import memory
 
 pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
 
@@ -30,8 +31,8 @@ def cut(monkeypatch):
 
 
 def check(x):
-    tensors = (x.get(name) for name in fft_conv_cases.TENSORS)
-    assert not native.unavailable(*tensors)
+    u, k, skip, k_reverse, *gates = (x.get(name) for name in fft_conv_cases.TENSORS)
+    assert not native.unavailable(u, (k, skip, k_reverse), gates)
     fft_conv_cases.check(x)
 
 
@@ -154,6 +155,23 @@ def test_channels_beside_each_other(native_width, D, L, K, last, dtype, monkeypa
                 assert torch.equal(other, expected)
 
 
+@pytest.mark.parametrize("u_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gate_dtype", [torch.float32, torch.bfloat16])
+def test_gates_of_another_dtype(u_dtype, gate_dtype):
+    """They keep their digits, and their gradients their dtype: such calls go another way."""
+    x = {n: t.to(gate_dtype) if "gate" in n else t for n, t in fft_conv_cases.make(2, 3, 60, 60, 5, u_dtype).items()}
+    fft_conv_cases.check(x)
+
+
+def test_memory_that_is_not_kept(monkeypatch):
+    """Freed before its time it would be given back to the system, and not be there."""
+    monkeypatch.setattr(memory, "KEPT_BYTES", 0)
+    u, k = torch.randn(1, 1, 2**20, requires_grad=True), torch.randn(1, 2**20) / 1024
+    y = fft_conv(u, k, impl="native")
+    numerics.assert_close(y, fft_conv_reference(u.detach().double(), k.double()))
+    y.sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_as_pytorch_rounds(dtype):
     """With a single tap of 1, on rows of one sample each: transforms of these are exact."""
@@ -221,7 +239,11 @@ def test_shares_keep_threads_busy():
     ("change", "message"),
     [
         ({"u": torch.ones(1, 2, 8, dtype=torch.float64)}, "no torch.float64"),
-        ({"k": torch.ones(2, 8, dtype=torch.float64)}, "float32 or of u's dtype"),
+        ({"k": torch.ones(2, 8, dtype=torch.float64)}, "filters must be float32 or of u's dtype"),
+        (
+            {"u": torch.ones(1, 2, 8, dtype=torch.bfloat16), "pre_gate": torch.ones(1, 2, 8)},
+            "gates must be of u's dtype",
+        ),
         ({"circular": True}, "no circular"),
         ({"u": torch.ones(1, 2, 8, device="meta"), "k": torch.ones(2, 8, device="meta")}, "needs a CPU"),
     ],
@@ -247,4 +269,4 @@ def test_auto_takes_it_and_torch_does_not(monkeypatch):
             taken.clear()
             fft_conv(u, k, cu_seqlens=cu_seqlens, impl=impl).sum().backward()
             assert sorted(set(taken), reverse=True) == expected, (impl, cu_seqlens)
-    assert not dispatch.compiled("auto", torch.empty(1, 2, 8, device="meta"), circular=False)
+    assert not dispatch.compiled("auto", torch.empty(1, 2, 8, device="meta"), (), (), False)

@@ -9,6 +9,7 @@ compiler) is computed by PyTorch's operators (blocked.py, overlap.py).
 """
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,16 +44,27 @@ class _Job(ctypes.Structure):
     )
 
 
-def unavailable(u: Tensor, *others: Tensor | None, circular: bool = False) -> str:
-    """Why `fft_conv` of u (B, D, L) with such filters, gates and gradients cannot be computed here; empty if it can."""
+def unavailable(
+    u: Tensor, filters: Sequence[Tensor | None], activations: Sequence[Tensor | None], circular: bool = False
+) -> str:
+    """Why `fft_conv` of u (B, D, L) cannot be computed here; empty if it can.
+
+    Args:
+        u: the input.
+        filters: k, skip, k_reverse.
+        activations: the gates, and the gradient of the output: what has u's shape.
+        circular: whether it wraps.
+    """
     if u.device.type != "cpu":
         return f"it needs a CPU, not {u.device.type}"
     if circular:
         return "it has no circular convolution"
     if u.dtype not in TYPES:
         return f"it has no {u.dtype}"
-    if any(x is not None and x.dtype not in (u.dtype, torch.float32) for x in others):
-        return f"all tensors must be float32 or of u's dtype, {u.dtype}"
+    if any(x is not None and x.dtype not in (u.dtype, torch.float32) for x in filters):
+        return f"filters must be float32 or of u's dtype, {u.dtype}"
+    if any(x is not None and x.dtype != u.dtype for x in activations):
+        return f"gates must be of u's dtype, {u.dtype}"
     return NATIVE.unavailable(u.dtype)
 
 
@@ -120,7 +132,7 @@ class Call:
         post_gate: Tensor | None,
         dy: Tensor | None = None,
     ) -> None:
-        self._library, self._dtype = library, u.dtype
+        self._library = library
         self._kept: list[Tensor] = []
         B, D, L = u.shape
         past = min(k.shape[1], L) - 1
@@ -166,12 +178,12 @@ class Call:
         job.per_thread = spectra * (2 * job.plan.n + _ROW_MARGIN)
         if job.group > 1:
             job.per_thread += _TENSORS * job.group * (job.L // 16 + 2) * 16
-        job.scratch, job.next = numbers("rows", job.threads * job.per_thread).data_ptr(), 0
+        self._memory = numbers("rows", job.threads * job.per_thread)  # nobody else may keep it
+        job.scratch, job.next = self._memory.data_ptr(), 0
 
     def _array(self, x: Tensor | None, any_strides: bool) -> Array:
         if x is None:
             return Array()
-        x = x.to(self._dtype)
         if not any_strides and x.stride(-1) != 1:
             x = x.contiguous()
         self._kept.append(x)
