@@ -36,7 +36,7 @@ def empty(
     memory = _kept.by_slot.get(slot)
     if memory is None or memory.numel() < size:
         with torch.inference_mode(False):  # or it could not be written outside that mode later
-            memory = _kept.by_slot[slot] = torch.empty(size, dtype=torch.uint8)
+            memory = _kept.by_slot[slot] = torch.empty(size, dtype=torch.uint8, device="cpu")
     return memory[:size].view(dtype).view(tuple(shape))
 
 

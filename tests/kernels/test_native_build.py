@@ -66,6 +66,24 @@ def test_threads_are_those_of_pytorch():
     assert int(libraries) >= 1
 
 
+_DEFAULTS = """
+import torch
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")  # as a user of a GPU sets it
+from longconv.functional import fft_conv, short_conv
+u, k = torch.ones(1, 16, 90, device="cpu", dtype=torch.float32), torch.ones(16, 90, device="cpu", dtype=torch.float32)
+for x in (u, u.mT.contiguous().mT):
+    x = x.requires_grad_()
+    y, z = fft_conv(x, k, impl="native"), short_conv(x, k[:, :3], activation="silu", impl="native")
+    (y.sum() + z.sum()).backward()
+assert y[0, 3].round().tolist() == list(range(1, 91)), y
+"""
+
+
+def test_default_dtype_and_device_do_not_matter():
+    subprocess.run([sys.executable, "-P", "-c", _DEFAULTS], capture_output=True, text=True, check=True)
+
+
 def test_wrong_results_are_noticed():
     wrong = build.Native(SOURCE, native._Job, lambda library: False)
     with pytest.warns(UserWarning, match="computes wrong results"):

@@ -47,13 +47,13 @@ def make_plan(n: int, lanes: int) -> Plan:
     """Tables for n points (one of `lengths`) in vectors of `lanes` numbers."""
     radices = factorise(n // (4 * lanes))
     struct, tables = PlanStruct(n=n, levels=len(radices)), []
-    angle = torch.tensor([-0.25], dtype=torch.float64)  # of each block, level by level
+    angle = torch.tensor([-0.25], dtype=torch.float64, device="cpu")  # of each block, level by level
     for level, R in enumerate((*radices, 4)):
         if level < len(radices):
             struct.radix[level] = R
-        tables.append(_unit_circle(angle[:, None] * torch.arange(1, R) / R))
+        tables.append(_unit_circle(angle[:, None] * _whole(1, R) / R))
         struct.twists[level] = tables[-1].data_ptr()
-        angle = ((angle[:, None] + torch.arange(R)) / R).flatten()
+        angle = ((angle[:, None] + _whole(0, R)) / R).flatten()
     tables.append(_aligned(_leaves(angle.view(-1, 4), lanes)))
     struct.leaves = tables[-1].data_ptr()
     return Plan(n, struct, tuple(tables))
@@ -125,19 +125,24 @@ def _leaves(angle: Tensor, lanes: int) -> Tensor:
     """Twists of the leaves' second and last steps; `angle` (leaves, 4): of the four blocks after the first step."""
     if lanes == 16:  # block r fills group r of the vectors, and leaves blocks (r, s), s < 4, in lanes 4 r + s
         groups = _rows(angle.repeat_interleave(4, 1) / 4)
-        last = ((angle[..., None] + torch.arange(4)) / 4).flatten(1)
+        last = ((angle[..., None] + _whole(0, 4)) / 4).flatten(1)
     elif lanes == 8:  # blocks 0 and 1 fill the groups of the first two vectors, 2 and 3 those of the others
         groups = _rows(angle.repeat_interleave(4, 1).view(-1, 2, 8) / 2)
-        halves = (angle[..., None] + torch.arange(2)) / 2  # block (r, s) ends up in lane 2 (r // 2) + s of group r % 2
+        halves = (angle[..., None] + _whole(0, 2)) / 2  # block (r, s) ends up in lane 2 (r // 2) + s of group r % 2
         last = halves.view(-1, 2, 2, 2).transpose(1, 2).flatten(1)
     else:
-        groups, last = torch.empty(len(angle), 0), angle
+        groups, last = angle.new_empty(len(angle), 0), angle
     return torch.cat([groups.flatten(1), _rows(last / 4).flatten(1)], 1)
 
 
 def _rows(angle: Tensor) -> Tensor:
     """Cosines of angles (..., lanes), then sines: (..., 2, lanes)."""
     return _unit_circle(angle).transpose(-1, -2)
+
+
+def _whole(first: int, end: int) -> Tensor:
+    """Whole numbers, on the CPU whatever the default device is."""
+    return torch.arange(first, end, dtype=torch.float64, device="cpu")
 
 
 def _unit_circle(turns: Tensor) -> Tensor:
@@ -148,4 +153,6 @@ def _unit_circle(turns: Tensor) -> Tensor:
 
 def _aligned(table: Tensor) -> Tensor:
     """A copy that starts at a multiple of 64 bytes."""
-    return aligned(torch.empty(table.numel() + 15, dtype=torch.float32))[: table.numel()].copy_(table.flatten())
+    return aligned(torch.empty(table.numel() + 15, dtype=torch.float32, device="cpu"))[: table.numel()].copy_(
+        table.flatten()
+    )

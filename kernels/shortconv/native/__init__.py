@@ -92,9 +92,9 @@ def backward(
     if B * D and max(L, T):
         call = _Call(NATIVE.needed(), u, weight, bias, pre_gate, post_gate, cu_seqlens, left, T, silu)
         if of_taps or of_bias:
-            sums = torch.zeros((call.job.parts, D, K + 1), dtype=torch.float64)
+            sums = torch.zeros((call.job.parts, D, K + 1), dtype=torch.float64, device="cpu")
         call.run({"dy": dy, "du": du, "dpre_gate": dpre, "dpost_gate": dpost}, sums)
-    total = torch.zeros((D, K + 1), dtype=torch.float64) if sums is None else sums.sum(0)
+    total = torch.zeros((D, K + 1), dtype=torch.float64, device="cpu") if sums is None else sums.sum(0)
     dweight = total[:, :K].to(weight.dtype).contiguous() if of_taps else None
     dbias = total[:, K].to(bias.dtype).contiguous() if of_bias and bias is not None else None
     grads = (du, dweight, dbias, dpre, dpost)
@@ -122,7 +122,7 @@ class _Call:
         (B, D, L), K = u.shape, weight.shape[1]
         shift = K - 1 - left
         samples = max(LEAST_SAMPLES, REACHES * (K - 1))
-        items = torch.tensor(_items(L, T, cu_seqlens, samples), dtype=torch.int64)
+        items = torch.tensor(_items(L, T, cu_seqlens, samples), dtype=torch.int64, device="cpu")
         groups = -(-D // GROUP)
         # The longest row of a tile: inputs of all gradients that inputs of an item show in, and vectors that overhang.
         width = samples + max(shift, 0) + max(K - 1 - shift, 0) + K - 1 + 5 * GROUP
@@ -169,11 +169,9 @@ def _items(L: int, T: int, cu_seqlens: Tensor | None, samples: int) -> list[list
 
 def _right(library: ctypes.CDLL) -> bool:
     """Whether a small example comes out right."""
-    u, weight, y = (
-        torch.arange(2100.0).cos().view(1, 3, 700),
-        torch.arange(15.0).sin().view(3, 5),
-        torch.empty(1, 3, 700),
-    )
+    numbers_from_0 = torch.arange(2100, dtype=torch.float32, device="cpu")
+    u, weight = numbers_from_0.cos().view(1, 3, 700), numbers_from_0[:15].sin().view(3, 5)
+    y = torch.empty_like(u)
     _Call(library, u, weight, None, None, None, None, 4, 700, False).run({"y": y})
     padded = torch.nn.functional.pad(u[0].double(), (4, 0))
     exact = torch.nn.functional.conv1d(padded, weight.double().flip(1)[:, None], groups=3)
