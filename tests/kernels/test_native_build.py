@@ -84,6 +84,22 @@ def test_default_dtype_and_device_do_not_matter():
     subprocess.run([sys.executable, "-P", "-c", _DEFAULTS], capture_output=True, text=True, check=True)
 
 
+_COMPILED = """
+import torch
+from longconv.functional import fft_conv, short_conv
+u, w, k = torch.randn(2, 3, 50), torch.randn(3, 4), torch.randn(3, 50)
+def f(u):
+    return fft_conv(short_conv(u.tanh(), w, activation="silu"), k, impl="native")
+y = torch.compile(f, fullgraph=True, backend="aot_eager")(u)
+assert torch.allclose(y, f(u), 1e-4, 1e-4)
+"""
+
+
+def test_a_first_use_under_torch_compile():
+    """It does not look into the build."""
+    subprocess.run([sys.executable, "-P", "-c", _COMPILED], capture_output=True, text=True, check=True)
+
+
 def test_wrong_results_are_noticed():
     wrong = build.Native(SOURCE, native._Job, lambda library: False)
     with pytest.warns(UserWarning, match="computes wrong results"):
