@@ -218,9 +218,13 @@ def _right(library: ctypes.CDLL) -> bool:
     return bool((y[0] - exact).norm() < 1e-5 * exact.norm())
 
 
-@torch.compiler.assume_constant_result  # or torch.compile would look into the build
 def _missing(dtype: torch.dtype) -> str:
     return NATIVE.unavailable(dtype)
+
+
+# Or torch.compile would look into the build. It is what `torch.compiler.assume_constant_result` does, after importing
+# the compiler, and with it Triton.
+_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 NATIVE = Native(Path(__file__).with_name("rows.c"), _Job, _right)
