@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -116,8 +117,8 @@ def profile(shape: Shape, repeats: int) -> Profile:
     for name in native.STAGES:
         rows = D * job.parts if name == "filter" else B * D
         # Before a stage is done a first time, its memory is filled.
-        filled = _median(lambda name=name: call.run_stage(name, 0), repeats)  # type: ignore[misc]
-        done = _median(lambda name=name: call.run_stage(name, times), repeats)  # type: ignore[misc]
+        filled = _median(partial(call.run_stage, name, 0), repeats)
+        done = _median(partial(call.run_stage, name, times), repeats)
         stages[name] = max(done - filled, 1e-6) / times * rows / min(job.threads, D * job.parts)
     floor = sum(stages[name] for name in FLOOR)
     transforms = (2 * B + job.parts) * D / min(job.threads, D * job.parts)

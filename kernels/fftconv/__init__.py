@@ -59,9 +59,9 @@ def fft_conv(
         cu_seqlens: (N+1,) int32 or int64, 0 = c_0 <= c_1 <= ... <= c_N = L: row 0 of u (B = 1) holds N sequences, the
             samples c_n ... c_{n+1} - 1, which do not see each other; with `circular` each wraps at its own length.
         impl: "native" (C, compiled at its first use; what "auto" takes on a CPU with a C compiler, unless a tensor is
-            float64 or the convolution circular), "torch" (PyTorch's operators), "triton" (matrix products in half
-            precision with float32 sums, or in float32; what "auto" takes on a GPU, unless a tensor is float64),
-            "reference" (float64, differentiable by autograd).
+            float64, a gate not of u's dtype, or the convolution circular), "torch" (PyTorch's operators), "triton"
+            (matrix products in half precision with float32 sums, or in float32; what "auto" takes on a GPU, unless a
+            tensor is float64), "reference" (float64, differentiable by autograd).
 
     Returns:
         y (B, D, L) of u's dtype, contiguous. Arithmetic is float32, or float64 if u or k is; that of "triton" is in u's

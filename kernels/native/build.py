@@ -67,10 +67,8 @@ class Native:
         return ""
 
     def _find(self) -> ctypes.CDLL | None:
-        if os.environ.get("LONGCONV_NATIVE", "1") == "0" or not sys.platform.startswith("linux"):
-            return None
         compiler = find_compiler()
-        if compiler is None or openmp() is None:
+        if compiler is None or not possible():
             return None
         try:
             library = ctypes.CDLL(str(build(self.source, compiler)))
@@ -87,6 +85,12 @@ class Native:
 def parallel() -> ctypes.c_void_p:
     """What a library runs its threads with."""
     return ctypes.c_void_p(openmp())
+
+
+def possible() -> bool:
+    """Whether there is all that a build needs, and it is wanted."""
+    wanted = os.environ.get("LONGCONV_NATIVE", "1") != "0"
+    return wanted and sys.platform.startswith("linux") and find_compiler() is not None and openmp() is not None
 
 
 def find_compiler() -> str | None:
@@ -148,9 +152,14 @@ def _warn(what: str) -> None:
 
 
 def _cache_folders() -> list[Path]:
-    """Where to look and to write, in this order: a home may be read-only, but a folder that was asked for is meant."""
-    asked_for = "LONGCONV_CACHE" in os.environ
-    return [cache_folder(), *([] if asked_for else [Path(tempfile.gettempdir()) / f"longconv-{os.getuid()}"])]
+    """Where to look and to write, in this order: a folder that was asked for is meant, but a home may be read-only."""
+    if "LONGCONV_CACHE" in os.environ:
+        return [cache_folder()]
+    temporary = Path(tempfile.gettempdir()) / f"longconv-{os.getuid()}"
+    try:
+        return [cache_folder(), temporary]
+    except RuntimeError:  # this user has no home
+        return [temporary]
 
 
 def _ours(folder: Path) -> bool:

@@ -5,11 +5,12 @@ import torch
 
 from longconv.experiments.benchmarks import stages
 from longconv.kernels.fftconv import native
+from longconv.kernels.native import build
 
 
 @pytest.fixture(autouse=True)
 def _compiled():
-    if native.NATIVE.library() is None:
+    if not build.possible():
         pytest.skip("no C compiler, or not Linux")
 
 

@@ -9,9 +9,9 @@ import torch
 from longconv.functional import fft_conv
 from longconv.kernels.fftconv import dispatch, fft_conv_reference, native
 from longconv.kernels.fftconv.native import plan
-from longconv.kernels.native import memory
+from longconv.kernels.native import build, memory
 
-pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
+pytestmark = pytest.mark.skipif(not build.possible(), reason="no C compiler, or not Linux")
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 
 from longconv.kernels.fftconv import native
 from longconv.kernels.native import build
+from longconv.kernels.shortconv import native as shortconv_native
 
-pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
+pytestmark = pytest.mark.skipif(not build.possible(), reason="no C compiler, or not Linux")
 SOURCE = native.NATIVE.source
 
 _REPORT = """
@@ -32,6 +33,12 @@ def report(**environment):
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
+def test_what_can_be_built_is():
+    """Or all tests of the C code would be skipped when it does not compile."""
+    assert native.NATIVE.library() is not None
+    assert shortconv_native.NATIVE.library() is not None
+
+
 def test_without_a_compiler_everything_works(tmp_path):
     environment = {"LONGCONV_CACHE": str(tmp_path), "CC": ""}
     assert report(LONGCONV_NATIVE="0").strip() == "False"
@@ -50,6 +57,7 @@ import sentencepiece  # has an OpenMP library of its own
 import torch
 from pathlib import Path
 from longconv.kernels.native import build
+from longconv.kernels.shortconv import native as shortconv_native
 torch.ones(1000, 1000) @ torch.ones(1000, 1000)
 address, lines = build.openmp(), Path("/proc/self/maps").read_text().splitlines()
 (path,) = (l.split()[-1] for l in lines if int(l.split("-")[0], 16) <= address < int(l.split()[0].split("-")[1], 16))
@@ -140,6 +148,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no cache folder"):
         build.build(SOURCE, build.find_compiler())
     monkeypatch.delenv("LONGCONV_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with monkeypatch.context() as homeless:
+        homeless.setattr(build.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        assert [folder.name for folder in build._cache_folders()] == [f"longconv-{os.getuid()}"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(build.tempfile, "gettempdir", lambda: str(tmp_path))
     assert build.build(SOURCE, build.find_compiler()).parent == tmp_path / f"longconv-{os.getuid()}"

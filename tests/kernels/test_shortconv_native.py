@@ -8,7 +8,7 @@ from longconv.kernels.native import build
 from longconv.kernels.shortconv import native, short_conv, short_conv_reference
 from longconv.kernels.shortconv.fused_op import gated_short_conv_op
 
-pytestmark = pytest.mark.skipif(native.NATIVE.library() is None, reason="no C compiler, or not Linux")
+pytestmark = pytest.mark.skipif(not build.possible(), reason="no C compiler, or not Linux")
 LAYOUTS = ("rows", "channels last", "stepped", "expanded")
 NAMES = ("u", "weight", "bias", "pre_gate", "post_gate")
 

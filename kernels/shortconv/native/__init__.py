@@ -4,7 +4,7 @@ Arithmetic is float32, sums over time for the gradients of taps and bias are flo
 """
 
 import ctypes
-import itertools
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ class _Job(ctypes.Structure):
     """`Job` of taps.c."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("B", "D", "K", "dilation", "shift", "type", "silu", "count")),
+        *((name, ctypes.c_int64) for name in ("B", "D", "K", "shift", "type", "silu", "count")),
         ("items", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("parts", "threads")),
         *((name, Array) for name in ("u", "pre_gate", "post_gate", "dy", "y", "du", "dpre_gate", "dpost_gate")),
@@ -122,12 +122,12 @@ class _Call:
         (B, D, L), K = u.shape, weight.shape[1]
         shift = K - 1 - left
         samples = max(LEAST_SAMPLES, REACHES * (K - 1))
-        items = torch.tensor(_items(L, T, cu_seqlens, samples), dtype=torch.int64, device="cpu")
+        items = _items_of_rows(L, T, samples) if cu_seqlens is None else _items_of_sequences(cu_seqlens, samples)
         groups = -(-D // GROUP)
         # The longest row of a tile: inputs of all gradients that inputs of an item show in, and vectors that overhang.
         width = samples + max(shift, 0) + max(K - 1 - shift, 0) + K - 1 + 5 * GROUP
         self.job = _Job(
-            B=B, D=D, K=K, dilation=1, shift=shift, type=TYPES[u.dtype], silu=silu,
+            B=B, D=D, K=K, shift=shift, type=TYPES[u.dtype], silu=silu,
             count=len(items), items=self._keep(items), parts=min(B * len(items), -(-_SHARES // groups)),
             threads=torch.get_num_threads(),
             u=self._array(u), pre_gate=self._array(pre_gate), post_gate=self._array(post_gate),
@@ -154,17 +154,26 @@ class _Call:
         return Array() if x is None else Array(self._keep(x), *x.stride())
 
 
-def _items(L: int, T: int, cu_seqlens: Tensor | None, samples: int) -> list[list[int]]:
-    """Cut rows of L samples and T results, or packed sequences, into items of so many samples; see `Item` of taps.c."""
-    if cu_seqlens is None:
-        spans = [(0, L, 0, T)]
-    else:
-        spans = [(start, end, start, end) for start, end in itertools.pairwise(cu_seqlens.tolist()) if end > start]
-    return [
-        [*span, first, min(first + samples, max(span[1], span[3]))]
-        for span in spans
-        for first in range(span[0], max(span[1], span[3]), samples)
-    ]
+@lru_cache(maxsize=256)
+def _items_of_rows(L: int, T: int, samples: int) -> Tensor:
+    """Rows of L samples and T results, cut into items of so many samples: (items, 6), see `Item` of taps.c."""
+    return _cut(torch.tensor([[0, L, 0, T]], dtype=torch.int64, device="cpu"), samples)
+
+
+def _items_of_sequences(cu_seqlens: Tensor, samples: int) -> Tensor:
+    """The same of packed sequences, whose results are as many as their samples."""
+    ends = cu_seqlens.to(torch.int64)
+    spans = torch.stack([ends[:-1], ends[1:], ends[:-1], ends[1:]], 1)
+    return _cut(spans[spans[:, 1] > spans[:, 0]], samples)
+
+
+def _cut(spans: Tensor, samples: int) -> Tensor:
+    start, end = spans[:, 0], torch.maximum(spans[:, 1], spans[:, 3])
+    counts = -((start - end) // samples)
+    of = torch.arange(len(spans), device="cpu").repeat_interleave(counts)
+    nth = torch.arange(len(of), device="cpu") - (counts.cumsum(0) - counts)[of]
+    first = start[of] + nth * samples
+    return torch.cat([spans[of], first[:, None], torch.minimum(first + samples, end[of])[:, None]], 1)
 
 
 def _right(library: ctypes.CDLL) -> bool:

@@ -2,7 +2,7 @@
 
    native/__init__.py calls this; names are those of `longconv.functional.short_conv`. With v = pre u,
 
-     z[t] = bias + sum over s of weight[s] v[t + shift - s dilation],    y[t] = post[t] act(z[t])
+     z[t] = bias + sum over s of weight[s] v[t + shift - s],    y[t] = post[t] act(z[t])
 
    where v is zero outside the span of its sequence. Work is cut into items, some samples of a sequence each, and groups
    of channels; what an item needs is read into tiles that stay in cache, with as many samples around it as the taps
@@ -19,7 +19,7 @@ typedef struct {
 } Item;
 
 typedef struct {
-  int64_t B, D, K, dilation, shift, type, silu;
+  int64_t B, D, K, shift, type, silu;
   int64_t count;
   const Item *items;
   int64_t parts, threads; /* shares that the items of all batch rows are cut into; a task is one for a group */
@@ -35,7 +35,7 @@ typedef struct {
 
 /* --- Arithmetic on rows. Rows are longer than what is wanted of them, and finite there where samples are. ----------- */
 
-/* z[j] = bias + sum over s of weight[s] v[j - s step], j < count, rounded up to whole vectors. */
+/* z[j] = bias + sum over s of weight[s] v[j - s step], j < count, rounded up to whole vectors; `step` is 1 or -1. */
 static void filter_row(const float *v, const float *weight, int64_t K, int64_t step, float bias, float *z, int64_t count) {
   for (int64_t j = 0; j < count; j += 4 * W) {
     Vector a = splat(bias), b = a, c = a, d = a;
@@ -60,23 +60,23 @@ INLINE double total(Vector v) {
   return sum;
 }
 
-/* sums[s + r] += sum over j < count of dz[j] v[j - (s + r) step], r < R. dz is zero behind `count`. */
-INLINE void sum_taps(int R, const float *v, const float *dz, int64_t s, int64_t step, int64_t count, double *sums) {
+/* sums[s + r] += sum over j < count of dz[j] v[j - s - r], r < R. dz is zero behind `count`. */
+INLINE void sum_taps(int R, const float *v, const float *dz, int64_t s, int64_t count, double *sums) {
   for (int64_t done = 0; done < count; done += SUMMED) {
     Vector part[8] = {{0}};
     for (int64_t j = done; j < minimum(done + SUMMED, count); j += W) {
       Vector d = load_anywhere(dz + j);
-      for (int r = 0; r < R; r++) part[r] += d * load_anywhere(v + j - (s + r) * step);
+      for (int r = 0; r < R; r++) part[r] += d * load_anywhere(v + j - s - r);
     }
     for (int r = 0; r < R; r++) sums[s + r] += total(part[r]);
   }
 }
 
-static void tap_gradients(const float *v, const float *dz, int64_t K, int64_t step, int64_t count, double *sums) {
+static void tap_gradients(const float *v, const float *dz, int64_t K, int64_t count, double *sums) {
   int64_t s = 0;
-  for (; s + 8 <= K; s += 8) sum_taps(8, v, dz, s, step, count, sums);
-  for (; s + 4 <= K; s += 4) sum_taps(4, v, dz, s, step, count, sums);
-  for (; s < K; s++) sum_taps(1, v, dz, s, step, count, sums);
+  for (; s + 8 <= K; s += 8) sum_taps(8, v, dz, s, count, sums);
+  for (; s + 4 <= K; s += 4) sum_taps(4, v, dz, s, count, sums);
+  for (; s < K; s++) sum_taps(1, v, dz, s, count, sums);
   for (int64_t done = 0; done < count; done += SUMMED) {
     Vector part = {0};
     for (int64_t j = done; j < minimum(done + SUMMED, count); j += W) part += load_anywhere(dz + j);
@@ -143,7 +143,7 @@ static void write(const Place *p, Array a, int tile, int64_t offset, int64_t fir
     write_tile(a, p->b, p->d, p->channels, first, end - first, p->tiles[tile] + offset, p->job->width, p->job->type);
 }
 
-static int64_t reach(const Job *job) { return (job->K - 1) * job->dilation; }
+static int64_t reach(const Job *job) { return job->K - 1; }
 
 /* v over all that the results first ... end - 1 take, in tile 0; tile 1 is used for the gate. */
 static void fill_inputs(const Place *p, const Item *item, int64_t first, int64_t end) {
@@ -166,7 +166,7 @@ static void forward_item(const Place *p, const Item *item) {
     float *z = row(p, 1, c);
     const float *post = job->post_gate.data ? row(p, 2, c) : 0;
     float bias = job->bias ? job->bias[p->d + c] : 0;
-    filter_row(row(p, 0, c) + reach(job), job->weight + (p->d + c) * job->K, job->K, job->dilation, bias, z, count);
+    filter_row(row(p, 0, c) + reach(job), job->weight + (p->d + c) * job->K, job->K, 1, bias, z, count);
     for (int64_t j = 0; (job->silu || post) && j < count; j += W) {
       Vector x = load(z + j);
       if (job->silu) x *= sigmoid(x);
@@ -180,7 +180,7 @@ static void forward_item(const Place *p, const Item *item) {
 static void backward_item(const Place *p, const Item *item, double *sums) {
   const Job *job = p->job;
   int of_input = job->du.data || job->dpre_gate.data, K = job->K;
-  int64_t first = item->first, end = item->end, step = job->dilation;
+  int64_t first = item->first, end = item->end;
   /* dz wherever an input of the item shows, and on the item itself */
   int64_t start = first, stop = end;
   if (of_input) {
@@ -197,7 +197,7 @@ static void backward_item(const Place *p, const Item *item, double *sums) {
       const float *post = job->post_gate.data ? row(p, 3, c) : 0;
       float bias = job->bias ? job->bias[p->d + c] : 0;
       if (job->silu || job->dpost_gate.data)
-        filter_row(row(p, 0, c) + reach(job), job->weight + (p->d + c) * K, K, step, bias, z, stop - start);
+        filter_row(row(p, 0, c) + reach(job), job->weight + (p->d + c) * K, K, 1, bias, z, stop - start);
       for (int64_t j = 0; j < stop - start; j += W) {
         Vector d = load(dz + j), x = load(z + j), slope = splat(1), act = x;
         if (job->silu) {
@@ -221,13 +221,13 @@ static void backward_item(const Place *p, const Item *item, double *sums) {
       float *dz = row(p, 3, c);
       memcpy(dz, row(p, 2, c) + offset, 4 * own);
       memset(dz + own, 0, 4 * minimum(W, job->width - own));
-      tap_gradients(row(p, 0, c) + offset + reach(job), dz, K, step, own, sums + (p->d + c) * (K + 1));
+      tap_gradients(row(p, 0, c) + offset + reach(job), dz, K, own, sums + (p->d + c) * (K + 1));
     }
   if (!of_input) return;
   int64_t from = maximum(first, item->low), to = minimum(end, item->high), count = to - from;
   if (count <= 0) return;
-  for (int64_t c = 0; c < p->channels; c++) /* input i shows in results i - shift + s step */
-    filter_row(row(p, 2, c) + from - job->shift - start, job->weight + (p->d + c) * K, K, -step, 0, row(p, 1, c), count);
+  for (int64_t c = 0; c < p->channels; c++) /* input i shows in results i - shift + s */
+    filter_row(row(p, 2, c) + from - job->shift - start, job->weight + (p->d + c) * K, K, -1, 0, row(p, 1, c), count);
   if (job->dpre_gate.data) {
     fill(p, job->u, 0, item->low, item->high, from, to);
     multiply(p, 0, 1, count);
